@@ -1,0 +1,1 @@
+"""What decides how many nodes and replicas there are."""

@@ -1,0 +1,1 @@
+"""Nodes, sites and money: what exists, what it costs, how it is started and stopped."""

@@ -1,0 +1,1 @@
+"""How nodes of a site are started and stopped; every backend passes one contract suite."""

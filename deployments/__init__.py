@@ -1,0 +1,1 @@
+"""What runs on the nodes: the gateway and the engine pools."""
