@@ -1,0 +1,49 @@
+# Every target sets up what it needs; `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3.11
+BIN := .venv/bin
+# PyTorch's CPU wheel: from a folder of wheels if pip is told of one, else from PyTorch's CPU index.
+TORCH_SOURCE := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
+
+.PHONY: help setup serve demo test unit check lock clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.ready ## create .venv with the pinned dependencies (done by every other target)
+
+.venv/.ready: requirements/cpu.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Tidegate needs Python 3.11; '$(PYTHON)' isn't on PATH. Type: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Setting up .venv (about a minute, once)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check uv==0.13.9 2>/dev/null
+	@$(BIN)/uv pip install --no-deps -r requirements/cpu.lock $(TORCH_SOURCE)
+	@$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+serve: setup ## run the cluster on this machine until Ctrl-C: gateway, vLLM, autoscaler
+	@$(BIN)/tidegate serve $(ARGS)
+
+demo: setup ## a guided burst into the cloud site and home again; ARGS="--engine emulated" on small machines
+	@$(BIN)/tidegate demo $(ARGS)
+
+test: setup ## all tests, real Ray and one real vLLM engine included
+	@$(BIN)/pytest $(ARGS)
+
+unit: setup ## the tests that start neither Ray nor an engine
+	@$(BIN)/pytest -m "not ray and not vllm" $(ARGS)
+
+check: setup ## lint, format, types, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+lock: setup ## resolve requirements/cpu.in anew into requirements/cpu.lock
+	@$(BIN)/uv pip compile requirements/cpu.in --override requirements/cpu.overrides $(TORCH_SOURCE) \
+	  --python-version 3.11 --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+	  --upgrade --output-file requirements/cpu.lock >/dev/null
+
+clean: ## remove .venv and caches (weights stay in the user's cache)
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
