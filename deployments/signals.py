@@ -1,0 +1,171 @@
+"""What gateways tell the autoscaler, what it answers, and the board both write on.
+
+The board is the GCS's internal key-value store: every process of the cluster reaches it without a
+further service, and it is gone with the cluster. Values are JSON and decoded strictly: a reader
+that doesn't understand a value must not guess.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter
+
+NAMESPACE = b"tidegate"
+_SIGNALS_PREFIX = b"signals/"
+_TARGETS_KEY = b"targets"
+_DECISION_KEY = b"decision"
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSignal:
+    """One pool as one gateway sees it. `kv_use_ratio` None means unknown, which is not zero."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    pool: str
+    site: str
+    owned: bool
+    accelerator: str
+    market: str
+    gpus_per_replica: int
+    slots_per_replica: int
+    min_replicas: int
+    max_replicas: int
+    replicas_running: int
+    streams_running: int
+    kv_use_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSignal:
+    """The demand for one model at one gateway; `streams_running` counts this gateway's only.
+
+    `waiting_may_burst` counts the waiting requests whose class and key allow a site not owned.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    model: str
+    app: str
+    waiting_public: int
+    waiting_internal: int
+    waiting_restricted: int
+    waiting_may_burst: int
+    oldest_wait_s: float
+    pools: tuple[PoolSignal, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySignals:
+    """Everything one gateway replica reports, with the wall time it was written."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    gateway: str
+    published_s: float
+    models: tuple[ModelSignal, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Replicas wanted, by application and deployment, with the wall time of the decision."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    decided_s: float
+    replicas: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+_SIGNALS: TypeAdapter[GatewaySignals] = TypeAdapter(GatewaySignals)
+_TARGETS: TypeAdapter[Targets] = TypeAdapter(Targets)
+_DECISION: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+
+
+def encode_signals(signals: GatewaySignals) -> bytes:
+    """The signals as JSON."""
+    return _SIGNALS.dump_json(signals)
+
+
+def decode_signals(raw: bytes) -> GatewaySignals:
+    """The signals in `raw`; ValueError if anything is missing, unknown or of the wrong type."""
+    return _SIGNALS.validate_json(raw, strict=True)
+
+
+def encode_targets(targets: Targets) -> bytes:
+    """The targets as JSON."""
+    return _TARGETS.dump_json(targets)
+
+
+def decode_targets(raw: bytes) -> Targets:
+    """The targets in `raw`; ValueError if anything is missing, unknown or of the wrong type."""
+    return _TARGETS.validate_json(raw, strict=True)
+
+
+class Blackboard:
+    """Signals, targets and the decision record in the GCS.
+
+    Calls block for at most `timeout_s` and raise what the GCS client raises when it is away; they
+    may be made from any thread. In an event loop, run them in a thread.
+    """
+
+    def __init__(self, gcs_client: Any, *, timeout_s: float = 1.0) -> None:
+        self._gcs = gcs_client
+        self._timeout_s = timeout_s
+
+    @classmethod
+    def from_ray(cls, *, timeout_s: float = 1.0) -> "Blackboard":
+        """The board of the cluster this process is connected to: an actor or a driver."""
+        from ray.experimental.internal_kv import internal_kv_get_gcs_client  # noqa: PLC0415 - Ray
+
+        client = internal_kv_get_gcs_client()
+        if client is None:
+            raise RuntimeError("Blackboard.from_ray needs a process connected to a Ray cluster.")
+        return cls(client, timeout_s=timeout_s)
+
+    @classmethod
+    def from_address(cls, gcs_address: str, *, timeout_s: float = 1.0) -> "Blackboard":
+        """The board of the cluster at `gcs_address`, without joining it."""
+        from ray._raylet import GcsClient  # type: ignore[attr-defined] # noqa: PLC0415 - Ray
+
+        return cls(GcsClient(address=gcs_address), timeout_s=timeout_s)
+
+    def put_signals(self, signals: GatewaySignals) -> None:
+        """Replace what this gateway said before."""
+        self._put(_SIGNALS_PREFIX + signals.gateway.encode(), encode_signals(signals))
+
+    def list_signals(self) -> list[GatewaySignals]:
+        """What each gateway said last, by gateway; readers judge age by `published_s`."""
+        keys = self._gcs.internal_kv_keys(_SIGNALS_PREFIX, NAMESPACE, self._timeout_s)
+        found = [self._get(key) for key in sorted(keys)]
+        return [decode_signals(raw) for raw in found if raw is not None]
+
+    def forget_signals(self, gateway: str) -> None:
+        """Remove what a gateway said; nothing happens if it said nothing."""
+        key = _SIGNALS_PREFIX + gateway.encode()
+        self._gcs.internal_kv_del(key, False, NAMESPACE, self._timeout_s)  # noqa: FBT003 - its API
+
+    def put_targets(self, targets: Targets) -> None:
+        """Replace the targets."""
+        self._put(_TARGETS_KEY, encode_targets(targets))
+
+    def get_targets(self) -> Targets | None:
+        """The last targets; None if none were ever written."""
+        raw = self._get(_TARGETS_KEY)
+        return None if raw is None else decode_targets(raw)
+
+    def put_decision(self, decision: dict[str, Any]) -> None:
+        """Replace the decision record."""
+        self._put(_DECISION_KEY, _DECISION.dump_json(decision))
+
+    def get_decision(self) -> dict[str, Any] | None:
+        """The last decision record; None if none was ever written."""
+        raw = self._get(_DECISION_KEY)
+        return None if raw is None else _DECISION.validate_json(raw)
+
+    def _put(self, key: bytes, value: bytes) -> None:
+        self._gcs.internal_kv_put(key, value, True, NAMESPACE, self._timeout_s)  # noqa: FBT003 - its API
+
+    def _get(self, key: bytes) -> bytes | None:
+        value: bytes | None = self._gcs.internal_kv_get(key, NAMESPACE, self._timeout_s)
+        return value

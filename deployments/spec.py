@@ -1,0 +1,119 @@
+"""What a model is and where it may run: the strict model of a serve file's entry.
+
+The gateway and the model's own application are built from the same entry, so they can't disagree
+on sites, slots or limits. Nothing here imports Ray or an engine.
+"""
+
+import os
+import pwd
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MODELS_DIR_VARIABLE = "TIDEGATE_MODELS_DIR"
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Market = Literal["owned", "reserved", "spot", "on_demand"]
+
+
+class Strict(BaseModel):
+    """Settings that refuse unknown keys and conversions: a typo must not become a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class PoolSpec(Strict):
+    """One pool: identical replicas of a model on one site, accelerator and market."""
+
+    site: Name = Field(description="Name of the site; the node label `site` its replicas demand.")
+    owned: bool = Field(description="Whether the site's hardware is paid for already.")
+    accelerator: Name = Field(description="Accelerator of its nodes, for example cpu or h100.")
+    market: Market = Field(description="How its nodes are paid for.")
+    engine: Literal["vllm", "emulated"] = Field(description="Engine its replicas run.")
+    gpus_per_replica: Annotated[int, Field(ge=0, le=64)] = Field(
+        default=1, description="Logical GPUs of one replica."
+    )
+    slots: Annotated[int, Field(gt=0, le=4096)] = Field(
+        description="Requests one replica answers at once."
+    )
+    min_replicas: Annotated[int, Field(ge=0, le=1024)] = Field(
+        default=0, description="Replicas kept without any load."
+    )
+    max_replicas: Annotated[int, Field(gt=0, le=1024)] = Field(
+        description="Replicas never exceeded."
+    )
+    engine_args: dict[str, Any] = Field(
+        default_factory=dict, description="Arguments of the engine, checked by the engine."
+    )
+
+    @property
+    def name(self) -> str:
+        """The pool's name, which is also its Serve deployment's name."""
+        return f"{self.site}-{self.accelerator}-{self.market}"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"pool {self.name}: min_replicas must be at most max_replicas; "
+                f"got {self.min_replicas} > {self.max_replicas}."
+            )
+        if self.owned != (self.market == "owned"):
+            raise ValueError(
+                f"pool {self.name}: market must be `owned` exactly when owned is true; got owned="
+                f"{str(self.owned).lower()} and market={self.market}. Residency rests on `owned`."
+            )
+        return self
+
+
+class ModelSpec(Strict):
+    """One model clients can name, with the pools that answer for it."""
+
+    name: Name = Field(description="What clients call it; also its Serve application's name.")
+    weights: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="Folder of the weights: absolute, or a name inside the models folder. "
+        "Only emulated pools do without.",
+    )
+    context_tokens: Annotated[int, Field(gt=0)] = Field(
+        description="Longest prompt plus answer, in tokens."
+    )
+    pools: Annotated[tuple[PoolSpec, ...], Field(min_length=1, strict=False)] = Field(
+        description="Pools, at most one per site, accelerator and market."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [pool.name for pool in self.pools]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"model {self.name}: pools must differ in site, accelerator or market; got {names}."
+            )
+        for site in {pool.site for pool in self.pools}:
+            if len({pool.owned for pool in self.pools if pool.site == site}) > 1:
+                raise ValueError(
+                    f"model {self.name}: pools of site {site} must agree on `owned`. "
+                    "A site is owned or it is not."
+                )
+        if self.weights is None and any(pool.engine == "vllm" for pool in self.pools):
+            raise ValueError(f"model {self.name}: a vllm pool needs `weights`; got none.")
+        return self
+
+
+def resolve_weights(weights: str) -> Path:
+    """The folder that holds `weights`, unchecked: only the replica's node must have it.
+
+    A relative name is looked up in $TIDEGATE_MODELS_DIR, else in the cache folder of the user this
+    process runs as. $HOME doesn't serve: every local node has one of its own.
+    """
+    path = Path(weights)
+    return path if path.is_absolute() else models_dir() / path
+
+
+def models_dir() -> Path:
+    """The folder that holds the weights of all models on this machine."""
+    configured = os.environ.get(MODELS_DIR_VARIABLE)
+    if configured:
+        return Path(configured)
+    return Path(pwd.getpwuid(os.getuid()).pw_dir) / ".cache" / "tidegate" / "models"
