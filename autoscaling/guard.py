@@ -1,0 +1,174 @@
+"""The last check before money is spent: what may still be launched.
+
+Decides which planned launches go ahead. Limits block launches; they never end a node: nothing here
+returns a termination, whatever the limits say about nodes that exist. `autoscaling.placement` asks
+`find_refusal` while it plans; `admit` has the last word over the whole plan.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Literal
+
+from cluster.model import Market
+
+LimitName = Literal["type", "site", "cluster", "usd_per_hour", "price", "launches_per_tick"]
+
+_MARKET_ORDER: tuple[Market, ...] = ("owned", "reserved", "spot", "on_demand")
+_ZERO = Decimal(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A node type as a decision sees it.
+
+    `usd_per_hour` None = unknown, and then never launched where money is limited. `doubt` says why
+    the type is tried last (it recently failed to join), None = no doubt.
+    """
+
+    name: str
+    site: str
+    market: Market
+    resources: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    usd_per_hour: Decimal | None = _ZERO
+    nodes_min: int = 0
+    nodes_max: int = 0
+    doubt: str | None = None
+
+    @property
+    def is_owned(self) -> bool:
+        """Whether the hardware is paid for already."""
+        return self.market == "owned"
+
+    @property
+    def tier(self) -> tuple[bool, int, Decimal]:
+        """The order in which types are tried, lowest first: doubt, market, price."""
+        price = self.usd_per_hour if self.usd_per_hour is not None else Decimal("Infinity")
+        return (self.doubt is not None, _MARKET_ORDER.index(self.market), price)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may exist at once and what may be started per tick. None = no limit of that kind."""
+
+    launches_per_tick: int
+    site_nodes_max: Mapping[str, int] = field(default_factory=dict)
+    cluster_nodes_max: int | None = None
+    usd_per_hour_max: Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why one node of a type isn't launched, in words for a person."""
+
+    limit: LimitName
+    node_type: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """Nodes that exist or are planned, and what they cost together."""
+
+    by_type: Mapping[str, int]
+    by_site: Mapping[str, int]
+    usd_per_hour: Decimal
+
+    @property
+    def nodes(self) -> int:
+        """All of them."""
+        return sum(self.by_type.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The launches that go ahead, by node type in the order planned, and why others don't."""
+
+    launches: tuple[str, ...]
+    refusals: tuple[Refusal, ...]
+
+
+def count_holdings(offers: Mapping[str, Offer], node_types: Iterable[str]) -> Holdings:
+    """Return what nodes of these types add up to.
+
+    A type that is no longer offered has no site and no price here; it still fills the cluster.
+    """
+    by_type = Counter(node_types)
+    by_site: Counter[str] = Counter()
+    committed = _ZERO
+    for name, count in by_type.items():
+        offer = offers.get(name)
+        if offer is not None:
+            by_site[offer.site] += count
+            committed += count * (offer.usd_per_hour or _ZERO)
+    return Holdings(by_type=by_type, by_site=by_site, usd_per_hour=committed)
+
+
+def find_refusal(offer: Offer, holdings: Holdings, limits: Limits) -> Refusal | None:
+    """Return the limit that one more node of this type would break, None if there is none."""
+    of_type = holdings.by_type.get(offer.name, 0)
+    if of_type >= offer.nodes_max:
+        return Refusal("type", offer.name, _say_full(offer.name, of_type, offer.nodes_max))
+    site_max = limits.site_nodes_max.get(offer.site)
+    at_site = holdings.by_site.get(offer.site, 0)
+    if site_max is not None and at_site >= site_max:
+        return Refusal("site", offer.name, _say_full(f"site {offer.site}", at_site, site_max))
+    cluster_max = limits.cluster_nodes_max
+    if cluster_max is not None and holdings.nodes >= cluster_max:
+        return Refusal("cluster", offer.name, _say_full("the cluster", holdings.nodes, cluster_max))
+    return _find_money_refusal(offer, holdings, limits)
+
+
+def admit(
+    planned: Sequence[str],
+    *,
+    offers: Mapping[str, Offer],
+    existing_types: Iterable[str],
+    limits: Limits,
+) -> Admission:
+    """Return the launches that keep every limit, in the order planned, with the rest's reasons.
+
+    `existing_types` holds every node that may cost money or fill a place, those on their way out
+    included: what waits for them is refused now and planned again at the next tick.
+    """
+    existing = list(existing_types)
+    launches: list[str] = []
+    refusals: list[Refusal] = []
+    for name in planned:
+        offer = offers[name]
+        refusal = find_refusal(offer, count_holdings(offers, [*existing, *launches]), limits)
+        if refusal is None and len(launches) >= limits.launches_per_tick:
+            refusal = _refuse_tick(name, limits)
+        if refusal is None:
+            launches.append(name)
+        else:
+            refusals.append(refusal)
+    return Admission(tuple(launches), tuple(refusals))
+
+
+def _find_money_refusal(offer: Offer, holdings: Holdings, limits: Limits) -> Refusal | None:
+    allowed = limits.usd_per_hour_max
+    if allowed is None or offer.is_owned:
+        return None
+    if offer.usd_per_hour is None:
+        text = f"{offer.name} has no known price; give provider.node_types one, or no money limit"
+        return Refusal("price", offer.name, text)
+    wanted = holdings.usd_per_hour + offer.usd_per_hour
+    if wanted <= allowed:
+        return None
+    text = (
+        f"one more {offer.name} would commit {wanted} USD/h; "
+        f"limits.usd_per_hour is {allowed} and {holdings.usd_per_hour} is committed"
+    )
+    return Refusal("usd_per_hour", offer.name, text)
+
+
+def _refuse_tick(name: str, limits: Limits) -> Refusal:
+    text = f"{name} waits for the next tick: launches_per_tick is {limits.launches_per_tick}"
+    return Refusal("launches_per_tick", name, text)
+
+
+def _say_full(subject: str, held: int, allowed: int) -> str:
+    return f"{subject} is full: {held} of {allowed} nodes"

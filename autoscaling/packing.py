@@ -1,0 +1,224 @@
+"""Fits demand onto nodes that exist and nodes that could be launched.
+
+The working state of one plan: built, filled and thrown away inside `plan_placement`. A demand is
+taken whole or not at all. Every choice has a total order, so equal input gives equal plans.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from autoscaling.demand import Bundle, Demand, Node, amount_of, covers, merge_bundles, subtract
+from autoscaling.guard import Holdings, Limits, Offer, Refusal, count_holdings, find_refusal
+
+_ACCELERATOR = "GPU"
+
+# How much of the demand behind the one being placed is looked at to choose a node's size.
+_BUNDLES_AHEAD_MAX = 64
+
+
+@dataclass(slots=True)
+class Slot:
+    """A node while a plan is made: one that exists, or one to launch (`node_id` None)."""
+
+    node_type: str
+    is_owned: bool
+    labels: Mapping[str, str]
+    free: dict[str, float]
+    groups: frozenset[str]
+    node_id: str | None
+    is_used: bool = False
+
+    def takes(self, bundle: Bundle, apart: str | None) -> bool:
+        """Whether the bundle may be here and finds room; `apart` groups share no node."""
+        if apart is not None and apart in self.groups:
+            return False
+        return bundle.accepts(self.labels) and covers(self.free, bundle.resources)
+
+    def put(self, bundle: Bundle, apart: str | None) -> None:
+        """Use the bundle's share of this node."""
+        subtract(self.free, bundle.resources)
+        self.is_used = True
+        if apart is not None:
+            self.groups |= {apart}
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Which types may be launched and which nodes used while a list of demand is placed."""
+
+    offers: tuple[Offer, ...]
+    owned_only: bool
+
+
+class Packing:
+    """The nodes of a plan, launches included, and what refused each demand."""
+
+    def __init__(
+        self, nodes: Sequence[Node], *, offers: Mapping[str, Offer], limits: Limits
+    ) -> None:
+        self.refusals: dict[str, tuple[Refusal, ...]] = {}
+        self._offers = offers
+        self._limits = limits
+        self._slots = [
+            Slot(node.node_type, node.is_owned, node.labels, dict(node.free), node.groups, node.id)
+            for node in nodes
+        ]
+
+    @property
+    def launches(self) -> list[str]:
+        """The node types to launch, in the order planned."""
+        return [slot.node_type for slot in self._slots if slot.node_id is None]
+
+    @property
+    def used_nodes(self) -> frozenset[str]:
+        """The existing nodes that something was put on."""
+        return frozenset(s.node_id for s in self._slots if s.node_id is not None and s.is_used)
+
+    def launch(self, offer: Offer) -> Refusal | None:
+        """Plan one node of this type for its own sake; the refusal if a limit forbids it."""
+        refusal = find_refusal(offer, self._holdings(), self._limits)
+        if refusal is None:
+            self._add_slot(offer)
+        return refusal
+
+    def place_all(self, demands: Sequence[Demand], rules: Pass) -> list[Demand]:
+        """Return what found no room, in order; the rest has its place."""
+        left: list[Demand] = []
+        failed: dict[object, tuple[Refusal, ...]] = {}
+        for index, demand in enumerate(demands):
+            shape = shape_of(demand)
+            # Room only shrinks during a pass, so equal demand fails again: ten thousand equal
+            # tasks cost one attempt.
+            if shape not in failed:
+                ahead = [b for d in demands[index + 1 :][:_BUNDLES_AHEAD_MAX] for b in d.bundles]
+                refusals = self._place(demand, rules, ahead)
+                if refusals is None:
+                    continue
+                failed[shape] = refusals
+            self.refusals[demand.id] = failed[shape]
+            left.append(demand)
+        return left
+
+    def _place(
+        self, demand: Demand, rules: Pass, ahead: Sequence[Bundle]
+    ) -> tuple[Refusal, ...] | None:
+        """Put all of it somewhere and return None, or change nothing and return what refused."""
+        apart = (demand.group or demand.id) if demand.strategy == "STRICT_SPREAD" else None
+        left = list(demand.bundles)
+        if demand.strategy == "STRICT_PACK":
+            left = [merge_bundles(demand.bundles)]
+        left.sort(key=rank_bundle)
+        before: dict[int, tuple[dict[str, float], frozenset[str], bool]] = {}
+        count_before = len(self._slots)
+        refusals: list[Refusal] = []
+        while left:
+            bundle = left[0]
+            index = self._find_slot(bundle, apart, rules)
+            if index is None:
+                wanted = left if apart is not None else [*left, *ahead]
+                index = self._plan_launch(wanted[:_BUNDLES_AHEAD_MAX], rules, refusals)
+            if index is None:
+                self._undo(before, count_before)
+                return tuple(dict.fromkeys(refusals))
+            slot = self._slots[index]
+            before.setdefault(index, (dict(slot.free), slot.groups, slot.is_used))
+            slot.put(left.pop(0), apart)
+        return None
+
+    def _find_slot(self, bundle: Bundle, apart: str | None, rules: Pass) -> int | None:
+        """Return the best node there is or is planned: owned first, then the tightest fit."""
+        candidates = [
+            (_rank_slot(slot, bundle), index)
+            for index, slot in enumerate(self._slots)
+            if (slot.is_owned or not rules.owned_only) and slot.takes(bundle, apart)
+        ]
+        return min(candidates)[1] if candidates else None
+
+    def _plan_launch(
+        self, wanted: Sequence[Bundle], rules: Pass, refusals: list[Refusal]
+    ) -> int | None:
+        """Return the first type, in order, that fits the first bundle and may be launched."""
+        fitting = [offer for offer in rules.offers if fits_empty(offer, wanted[0])]
+        holdings = self._holdings()
+        for offer in sorted(fitting, key=lambda offer: _rank_offer(offer, wanted)):
+            refusal = find_refusal(offer, holdings, self._limits)
+            if refusal is None:
+                return self._add_slot(offer)
+            refusals.append(refusal)
+        return None
+
+    def _add_slot(self, offer: Offer) -> int:
+        slot = Slot(
+            offer.name, offer.is_owned, offer.labels, dict(offer.resources), frozenset(), None
+        )
+        self._slots.append(slot)
+        return len(self._slots) - 1
+
+    def _undo(
+        self, before: Mapping[int, tuple[dict[str, float], frozenset[str], bool]], count: int
+    ) -> None:
+        for index, (free, groups, is_used) in before.items():
+            slot = self._slots[index]
+            slot.free, slot.groups, slot.is_used = free, groups, is_used
+        del self._slots[count:]
+
+    def _holdings(self) -> Holdings:
+        return count_holdings(self._offers, [slot.node_type for slot in self._slots])
+
+
+def fits_empty(offer: Offer, bundle: Bundle) -> bool:
+    """Whether a fresh node of this type could hold the bundle."""
+    return bundle.accepts(offer.labels) and covers(offer.resources, bundle.resources)
+
+
+def rank_bundle(bundle: Bundle) -> tuple[object, ...]:
+    """Sort key: what few nodes can take first, then the largest."""
+    terms = min((len(selector) for selector in bundle.selectors), default=0)
+    resources = {name: amount for name, amount in bundle.resources.items() if amount > 0}
+    return (
+        -terms,
+        -amount_of(resources, _ACCELERATOR),
+        -len(resources),
+        -sum(resources.values()),
+        sorted(resources.items()),
+    )
+
+
+def shape_of(demand: Demand) -> object:
+    """Return what makes two demands equal for placement; groups kept apart are never equal."""
+    if demand.strategy == "STRICT_SPREAD":
+        return demand.id
+    bundles = tuple((tuple(sorted(b.resources.items())), b.selectors) for b in demand.bundles)
+    return (demand.strategy, bundles)
+
+
+def _rank_slot(slot: Slot, bundle: Bundle) -> tuple[object, ...]:
+    is_wasteful = _wastes_accelerator(slot.free, bundle)
+    return (not slot.is_owned, is_wasteful, slot.node_id is None, sum(slot.free.values()))
+
+
+def _rank_offer(offer: Offer, wanted: Sequence[Bundle]) -> tuple[object, ...]:
+    """Sort key: market first, then price for what it serves, then the fewest and tightest nodes."""
+    free = dict(offer.resources)
+    served = 0
+    for bundle in wanted:
+        if bundle.accepts(offer.labels) and covers(free, bundle.resources):
+            subtract(free, bundle.resources)
+            served += 1
+    is_doubtful, market, usd_per_hour = offer.tier
+    idle_ratio = sum(free[name] / amount for name, amount in offer.resources.items() if amount > 0)
+    return (
+        is_doubtful,
+        market,
+        usd_per_hour / Decimal(served),
+        _wastes_accelerator(offer.resources, wanted[0]),
+        -served,
+        idle_ratio,
+        offer.name,
+    )
+
+
+def _wastes_accelerator(resources: Mapping[str, float], bundle: Bundle) -> bool:
+    has = amount_of(resources, _ACCELERATOR) > 0
+    return has and amount_of(bundle.resources, _ACCELERATOR) == 0

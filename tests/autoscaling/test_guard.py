@@ -1,0 +1,86 @@
+"""What the guard lets through, and what it says when a limit binds."""
+
+from decimal import Decimal
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoscaling.guard import Limits, Offer, admit, count_holdings, find_refusal
+
+CLOUD = Offer(
+    name="cloud",
+    site="aws",
+    market="on_demand",
+    resources={"GPU": 1.0},
+    usd_per_hour=Decimal("1.861"),
+    nodes_max=9,
+)
+ONPREM = Offer(name="onprem", site="onprem", market="owned", resources={"GPU": 4.0}, nodes_max=9)
+OFFERS = {offer.name: offer for offer in (CLOUD, ONPREM)}
+
+
+def test_the_third_cloud_node_would_exceed_four_dollars() -> None:
+    """2 x 1.861 = 3.722 fits 4.0; 3 x 1.861 = 5.583 doesn't."""
+    limits = Limits(launches_per_tick=9, usd_per_hour_max=Decimal("4.0"))
+    found = admit(["cloud"] * 3, offers=OFFERS, existing_types=[], limits=limits)
+    assert found.launches == ("cloud", "cloud")
+    assert [refusal.text for refusal in found.refusals] == [
+        "one more cloud would commit 5.583 USD/h; limits.usd_per_hour is 4.0 and 3.722 is committed"
+    ]
+
+
+def test_money_already_committed_counts() -> None:
+    limits = Limits(launches_per_tick=9, usd_per_hour_max=Decimal(2))
+    found = admit(["cloud"], offers=OFFERS, existing_types=["cloud"], limits=limits)
+    assert found.launches == ()
+
+
+def test_a_binding_money_limit_never_stops_owned_nodes() -> None:
+    limits = Limits(launches_per_tick=9, usd_per_hour_max=Decimal(0))
+    found = admit(["cloud", "onprem"], offers=OFFERS, existing_types=["cloud"], limits=limits)
+    assert found.launches == ("onprem",)
+
+
+def test_an_unknown_price_is_not_free() -> None:
+    unpriced = Offer(
+        name="new", site="aws", market="spot", resources={}, usd_per_hour=None, nodes_max=1
+    )
+    limits = Limits(launches_per_tick=9, usd_per_hour_max=Decimal(100))
+    refusal = find_refusal(unpriced, count_holdings({}, []), limits)
+    assert refusal is not None
+    assert refusal.limit == "price"
+
+
+def test_each_limit_is_named_when_it_binds() -> None:
+    limits = Limits(launches_per_tick=1, site_nodes_max={"onprem": 1}, cluster_nodes_max=3)
+    two = admit(["cloud"] * 2, offers=OFFERS, existing_types=[], limits=limits)
+    assert two.refusals[0].text == "cloud waits for the next tick: launches_per_tick is 1"
+    full = admit(["onprem"], offers=OFFERS, existing_types=["onprem"], limits=limits)
+    assert full.refusals[0].text == "site onprem is full: 1 of 1 nodes"
+    whole = admit(["cloud"], offers=OFFERS, existing_types=["gone"] * 3, limits=limits)
+    assert whole.refusals[0].text == "the cluster is full: 3 of 3 nodes"
+
+
+@given(
+    planned=st.lists(st.sampled_from(["cloud", "onprem"]), max_size=12),
+    existing=st.lists(st.sampled_from(["cloud", "onprem", "removed"]), max_size=12),
+    limits=st.builds(
+        Limits,
+        launches_per_tick=st.integers(0, 5),
+        site_nodes_max=st.fixed_dictionaries({"aws": st.integers(0, 5)}),
+        cluster_nodes_max=st.none() | st.integers(0, 9),
+        usd_per_hour_max=st.none() | st.decimals(0, 10, places=2),
+    ),
+)
+def test_nothing_is_launched_over_a_limit_even_if_it_is_exceeded_already(
+    planned: list[str], existing: list[str], limits: Limits
+) -> None:
+    found = admit(planned, offers=OFFERS, existing_types=existing, limits=limits)
+    assert len(found.launches) + len(found.refusals) == len(planned)
+    assert len(found.launches) <= limits.launches_per_tick
+    held = count_holdings(OFFERS, [*existing, *found.launches])
+    if "cloud" in found.launches:
+        assert held.by_site["aws"] <= limits.site_nodes_max["aws"]
+        assert limits.usd_per_hour_max is None or held.usd_per_hour <= limits.usd_per_hour_max
+    if found.launches and limits.cluster_nodes_max is not None:
+        assert held.nodes <= limits.cluster_nodes_max
