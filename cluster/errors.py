@@ -1,0 +1,59 @@
+"""The one error tree. Every error says what failed, why, and what to do about it.
+
+    TidegateError
+    ├── ConfigError          a settings file holds mistakes; lists all of them
+    ├── StateError           the state folder can't be used (locked by others, damaged, wrong owner)
+    ├── LaunchRefusedError   we decided not to launch; nothing was started
+    │   ├── SiteFullError         the site holds as many nodes as it may
+    │   └── BudgetExceededError   the launch would commit more money per hour than allowed
+    └── BackendError         a site's machinery failed
+        ├── NoCapacityError       the site has none of these nodes to give right now
+        └── NodeNotFoundError     no such node: it never was, or it is gone
+
+Requests refused by the gateway have classes of their own in `deployments`, under `TidegateError`.
+"""
+
+
+class TidegateError(Exception):
+    """Anything Tidegate reports to a person."""
+
+
+class ConfigError(TidegateError):
+    """A settings file holds mistakes; the message lists all of them."""
+
+
+class StateError(TidegateError):
+    """The state folder can't be used."""
+
+
+class LaunchRefusedError(TidegateError):
+    """A launch was refused by us before anything was started.
+
+    `category` is what Ray shows for it: fewer than 20 characters.
+    """
+
+    category = "Refused"
+
+
+class SiteFullError(LaunchRefusedError):
+    """The site holds as many nodes as it may."""
+
+    category = "SiteFull"
+
+
+class BudgetExceededError(LaunchRefusedError):
+    """The launch would commit more money per hour than allowed."""
+
+    category = "BudgetExceeded"
+
+
+class BackendError(TidegateError):
+    """A site's machinery failed; whether the call took effect is unknown."""
+
+
+class NoCapacityError(BackendError):
+    """The site has none of these nodes to give right now; nothing was started."""
+
+
+class NodeNotFoundError(BackendError):
+    """No such node: it never was, or it is gone."""

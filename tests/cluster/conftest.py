@@ -1,0 +1,73 @@
+"""Builders with boring defaults for the tests of cluster/."""
+
+from typing import Any
+
+import pytest
+
+
+def build_cluster_content(**provider: Any) -> dict[str, Any]:
+    """Return a small valid cluster file's content: an owned site, a cloud, three node types."""
+    return {
+        "cluster_name": "test",
+        "max_workers": 4,
+        "head_node_type": "head",
+        "provider": {
+            "type": "external",
+            "module": "cluster.provider.HybridNodeProvider",
+            "state_dir": "/nonexistent/tidegate",
+            "sites": {
+                "onprem": {"owned": True, "max_nodes": 3, "backend": {"kind": "fake"}},
+                "cloud": {"owned": False, "max_nodes": 2, "backend": {"kind": "fake"}},
+            },
+            "node_types": {
+                "head": {"site": "onprem", "market": "owned"},
+                "onprem_gpu": {"site": "onprem", "market": "owned"},
+                "cloud_gpu": {"site": "cloud", "market": "on_demand", "usd_per_hour": 1.5},
+            },
+            "limits": {"launches_per_tick": 2, "usd_per_hour": 4},
+            **provider,
+        },
+        "available_node_types": {
+            "head": {
+                "resources": {"CPU": 2},
+                "node_config": {},
+                "labels": {"site": "onprem", "market": "owned", "owned": "true"},
+            },
+            "onprem_gpu": {
+                "max_workers": 2,
+                "resources": {"CPU": 2, "GPU": 1},
+                "node_config": {},
+                "labels": {
+                    "site": "onprem",
+                    "market": "owned",
+                    "owned": "true",
+                    "accelerator": "cpu",
+                },
+            },
+            "cloud_gpu": {
+                "max_workers": 2,
+                "resources": {"CPU": 2, "GPU": 1},
+                "node_config": {},
+                "labels": {
+                    "site": "cloud",
+                    "market": "on_demand",
+                    "owned": "false",
+                    "accelerator": "cpu",
+                },
+            },
+        },
+        "auth": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "initialization_commands": [],
+        "setup_commands": [],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "head_start_ray_commands": ["ray start --head"],
+        "worker_start_ray_commands": ["ray start"],
+    }
+
+
+@pytest.fixture
+def cluster_content() -> dict[str, Any]:
+    return build_cluster_content()
