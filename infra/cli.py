@@ -1,0 +1,163 @@
+"""`tidegate`: data on stdout, progress on stderr; exit 0 done, 1 failed, 2 usage."""
+
+import asyncio
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+import cluster
+import deployments
+from cluster.config import load_cluster_file
+from cluster.errors import TidegateError
+from infra.demo import Demo, DemoLimits, StepResult
+from infra.embedded import Plan, build_plan, run_embedded
+from infra.live_view import LineView, LiveView, render_results
+from infra.observe import Observer
+from infra.preflight import inspect
+from infra.progress import console
+from infra.stream_client import StreamClient
+
+LOCAL_CLUSTER_FILE = Path(cluster.__file__).parent / "local.yaml"
+_SERVE_FILES = {
+    "vllm": Path(deployments.__file__).parent / "serve.yaml",
+    "emulated": Path(deployments.__file__).parent / "serve-emulated.yaml",
+}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Serve language models from the GPUs you own; burst to rented ones only while it pays.",
+)
+
+
+class Engine(StrEnum):
+    """What answers requests."""
+
+    VLLM = "vllm"
+    EMULATED = "emulated"
+
+
+ClusterFile = Annotated[
+    Path, typer.Argument(help="Cluster file; the embedded one is cluster/local.yaml.")
+]
+EngineOption = Annotated[
+    Engine, typer.Option(help="vllm: real answers. emulated: made-up text, timed like a GPU.")
+]
+PortOffset = Annotated[
+    int, typer.Option(min=0, max=20000, help="Add to every port, to run beside another cluster.")
+]
+ServeFile = Annotated[
+    Path | None, typer.Option(help="Serve file to deploy instead of the engine's own.")
+]
+
+
+@app.command(
+    epilog="Examples:  tidegate serve  |  tidegate serve --engine emulated  |  "
+    "tidegate serve my-cluster.yaml --port-offset 100"
+)
+def serve(
+    cluster_file: ClusterFile = LOCAL_CLUSTER_FILE,
+    engine: EngineOption = Engine.VLLM,
+    port_offset: PortOffset = 0,
+    serve_file: ServeFile = None,
+) -> None:
+    """Run the embedded cluster and its applications until interrupted."""
+    plan = build_plan(
+        cluster_file, serve_file or _SERVE_FILES[engine], engine=engine, port_offset=port_offset
+    )
+    with run_embedded(plan):
+        _print_ready(plan)
+        signal.pause()
+
+
+@app.command(epilog="Examples:  tidegate demo  |  tidegate demo --engine emulated")
+def demo(
+    cluster_file: ClusterFile = LOCAL_CLUSTER_FILE,
+    engine: EngineOption = Engine.VLLM,
+    port_offset: PortOffset = 0,
+    serve_file: ServeFile = None,
+) -> None:
+    """Serve, then a guided burst: fill on-prem, overflow to the cloud, drain back. Ends by itself."""
+    plan = build_plan(
+        cluster_file, serve_file or _SERVE_FILES[engine], engine=engine, port_offset=port_offset
+    )
+    with run_embedded(plan) as observer:
+        results = asyncio.run(_run_demo(plan, observer))
+    Console().print(render_results(results))
+    if not all(result.passed for result in results):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example:  tidegate doctor cluster/local.yaml")
+def doctor(
+    cluster_file: ClusterFile = LOCAL_CLUSTER_FILE,
+    engine: EngineOption = Engine.VLLM,
+) -> None:
+    """Check what a start needs: packages, ports, memory. Changes nothing."""
+    findings = inspect(load_cluster_file(cluster_file), engine=engine, replicas=1)
+    table = Table("check", "verdict", "found", "fix")
+    for finding in findings:
+        table.add_row(finding.check, finding.verdict, finding.detail, finding.fix)
+    Console().print(table)
+    if any(finding.verdict == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+async def _run_demo(plan: Plan, observer: Observer) -> list[StepResult]:
+    client = StreamClient(plan.url, plan.key, plan.model_names[0])
+    try:
+        if console.is_terminal:
+            with Live(console=console, refresh_per_second=4) as live:
+                return await Demo(client, observer, DemoLimits(), LiveView(live).show).run()
+        return await Demo(client, observer, DemoLimits(), LineView(console).show).run()
+    finally:
+        await client.close()
+
+
+def _print_ready(plan: Plan) -> None:
+    model = plan.model_names[0]
+    lines = f"""\
+Ready.
+  URL        {plan.url}/v1
+  key        {plan.key}
+  dashboard  {plan.dashboard_url}   (log in with: ray get-auth-token)
+
+curl -sN {plan.url}/v1/chat/completions -H "Authorization: Bearer {plan.key}" \\
+  -H "Content-Type: application/json" \\
+  -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+
+from openai import OpenAI
+client = OpenAI(base_url="{plan.url}/v1", api_key="{plan.key}")
+print(client.chat.completions.create(model="{model}", temperature=0,
+      messages=[{{"role": "user", "content": "What is the capital of France?"}}]).choices[0].message.content)
+
+Ctrl-C stops everything."""
+    sys.stdout.write(lines + "\n")
+    sys.stdout.flush()
+
+
+def _interrupt(number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def main() -> None:
+    """Run the command line; our own errors become one message and exit code 1."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, _interrupt)
+    try:
+        app(standalone_mode=True)
+    except TidegateError as error:
+        console.print(f"[red]error[/] {type(error).__name__}:", end=" ")
+        console.print(str(error), markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(0)

@@ -1,0 +1,193 @@
+"""The embedded cluster: brought up through Ray's launcher on this machine, and taken down whole.
+
+The same cluster file, provider, scheduler and gateway as anywhere else; only the sites' backend is
+`process`. Whatever happens to this process, nothing of the cluster outlives it: it stops what it
+started, and a reaper does so in its place if it is killed.
+"""
+
+import secrets
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.config import ClusterSettings, load_cluster_file, read_cluster_file, with_ports
+from cluster.errors import ConfigError
+from cluster.processes import MARK_CLUSTER, end_marked, start_reaper
+from deployments.signals import Blackboard
+from infra.models import ensure_smollm2
+from infra.observe import Observer
+from infra.preflight import insist, inspect
+from infra.progress import console, step
+from infra.ray_cli import RayCli, RayCommandFailed
+from infra.serve_api import ServeApi
+
+_UP_S_MAX = 240.0
+_DOWN_S_MAX = 90.0
+_DEPLOY_S_MAX = 480.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a start will use, worked out before anything is started."""
+
+    cluster_file: Path
+    settings: ClusterSettings
+    serve_config: Mapping[str, Any]
+    engine: str
+    key: str
+    log_file: Path
+
+    @property
+    def url(self) -> str:
+        """Where clients go."""
+        return f"http://127.0.0.1:{self._ports()['serve']}"
+
+    @property
+    def dashboard_url(self) -> str:
+        """Ray's dashboard."""
+        return f"http://127.0.0.1:{self._ports()['dashboard']}"
+
+    @property
+    def gcs_address(self) -> str:
+        """Ray's control store."""
+        return f"127.0.0.1:{self._ports()['gcs']}"
+
+    @property
+    def application_names(self) -> list[str]:
+        """The Serve applications that must run."""
+        return [application["name"] for application in self.serve_config["applications"]]
+
+    @property
+    def model_names(self) -> list[str]:
+        """What clients may put into `model`."""
+        gateway = self.serve_config["applications"][0]["args"]
+        return [model["name"] for model in gateway["models"]]
+
+    def _ports(self) -> dict[str, int]:
+        if self.settings.ports is None:
+            raise ConfigError(
+                f"{self.cluster_file}: provider.ports must be given for an embedded cluster."
+            )
+        return self.settings.ports.model_dump()
+
+
+def build_plan(cluster_file: Path, serve_file: Path, *, engine: str, port_offset: int) -> Plan:
+    """Return what a start will use; writes the derived cluster file and the key, starts nothing.
+
+    With an offset the cluster gets other ports and another name, so that it runs beside the first.
+    """
+    settings = load_cluster_file(cluster_file)
+    if port_offset:
+        moved = with_ports(read_cluster_file(cluster_file), port_offset)
+        run_dir = settings.state_dir / "run" / moved["cluster_name"]
+        run_dir.mkdir(parents=True, exist_ok=True)
+        cluster_file = run_dir / "cluster.yaml"
+        cluster_file.write_text(yaml.safe_dump(moved, sort_keys=False))
+        settings = load_cluster_file(cluster_file)
+    run_dir = settings.state_dir / "run" / settings.cluster_name
+    run_dir.mkdir(parents=True, exist_ok=True)
+    key, keys_file = ensure_local_key(settings.state_dir)
+    return Plan(
+        cluster_file=cluster_file,
+        settings=settings,
+        serve_config=_read_serve_config(serve_file, keys_file, port_offset),
+        engine=engine,
+        key=key,
+        log_file=run_dir / "ray.log",
+    )
+
+
+def ensure_local_key(state_dir: Path) -> tuple[str, Path]:
+    """Return this machine's own key and the gateway's keys file, both made once, mode 600."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    key_file, keys_file = state_dir / "local.key", state_dir / "keys.yaml"
+    if not key_file.exists():
+        _write_private(key_file, f"tg-{secrets.token_urlsafe(24)}")
+    key = key_file.read_text().strip()
+    if not keys_file.exists():
+        entry = {
+            "sha256": sha256(key.encode()).hexdigest(),
+            "tenant": "local",
+            "data_class": "public",
+            "may_burst": True,
+            "models": None,
+        }
+        _write_private(keys_file, yaml.safe_dump({"keys": [entry]}, sort_keys=False))
+    return key, keys_file
+
+
+@contextmanager
+def run_embedded(plan: Plan) -> Iterator[Observer]:
+    """Bring the cluster up and its applications with it; take everything down at the end.
+
+    Raises:
+        TidegateError: a step failed; what had been started is stopped by then.
+    """
+    _check(plan)
+    reaper = start_reaper(MARK_CLUSTER, plan.settings.cluster_name)
+    ray_cli = RayCli(plan.cluster_file, plan.gcs_address, plan.log_file)
+    try:
+        _start(plan, ray_cli)
+        board = Blackboard.from_address(plan.gcs_address)
+        yield Observer(plan.settings, board, ray_cli)
+    finally:
+        _stop(plan, ray_cli, reaper)
+
+
+def _check(plan: Plan) -> None:
+    replicas = sum(
+        pool["min_replicas"]
+        for model in plan.serve_config["applications"][0]["args"]["models"]
+        for pool in model["pools"]
+    )
+    insist(inspect(plan.settings, engine=plan.engine, replicas=max(replicas, 1)))
+
+
+def _start(plan: Plan, ray_cli: RayCli) -> None:
+    if plan.engine == "vllm":
+        with step("Weights of SmolLM2-135M-Instruct") as current:
+            ensure_smollm2(lambda share, what: current.say(f"{share:.0%} {what}"))
+    with step("Cluster: ray up"):
+        ray_cli.up(timeout_s=_UP_S_MAX)
+    with step(f"Applications: {', '.join(plan.application_names)}") as current:
+        api = ServeApi(plan.dashboard_url, token_file(plan.settings))
+        api.wait_ready(timeout_s=_UP_S_MAX)
+        api.deploy(plan.serve_config)
+        api.wait_running(plan.application_names, timeout_s=_DEPLOY_S_MAX, on_progress=current.say)
+
+
+def _stop(plan: Plan, ray_cli: RayCli, reaper: subprocess.Popen[bytes]) -> None:
+    """Take everything down; a second Ctrl-C doesn't cut it short, the reaper finishes it."""
+    name = plan.settings.cluster_name
+    with step("Cluster: ray down"):
+        try:
+            ray_cli.down(timeout_s=_DOWN_S_MAX)
+        except RayCommandFailed as error:
+            console.print(f"{error}\nEnding its processes by their mark instead.", markup=False)
+        end_marked(MARK_CLUSTER, name)
+    reaper.communicate(b"k")
+
+
+def _read_serve_config(serve_file: Path, keys_file: Path, port_offset: int) -> dict[str, Any]:
+    """Return the serve file with this machine's keys file and port in it."""
+    try:
+        config: dict[str, Any] = yaml.safe_load(serve_file.read_text())
+    except OSError as error:
+        raise ConfigError(
+            f"{serve_file} must be a readable file; got: {error.strerror}."
+        ) from error
+    config["http_options"]["port"] += port_offset
+    gateway = config["applications"][0]
+    gateway["args"]["keys_file"] = str(keys_file)
+    return config
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(text)
