@@ -30,6 +30,27 @@ _SERVE_FILES = {
     "emulated": Path(deployments.__file__).parent / "serve-emulated.yaml",
 }
 
+_READY = """\
+Ready.
+  URL        {url}/v1
+  key        {key}
+  dashboard  {dashboard}
+
+curl -sN {url}/v1/chat/completions \\
+  -H "Authorization: Bearer {key}" -H "Content-Type: application/json" \\
+  -d '{{"model": "{model}", "temperature": 0, "stream": true,
+       "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+
+from openai import OpenAI
+client = OpenAI(base_url="{url}/v1", api_key="{key}")
+answer = client.chat.completions.create(
+    model="{model}", temperature=0,
+    messages=[{{"role": "user", "content": "What is the capital of France?"}}])
+print(answer.choices[0].message.content)
+
+Ctrl-C stops everything.
+"""
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
@@ -86,7 +107,7 @@ def demo(
     port_offset: PortOffset = 0,
     serve_file: ServeFile = None,
 ) -> None:
-    """Serve, then a guided burst: fill on-prem, overflow to the cloud, drain back. Ends by itself."""
+    """Serve, then a guided burst: fill on-prem, overflow to the cloud, drain back; then end."""
     plan = build_plan(
         cluster_file, serve_file or _SERVE_FILES[engine], engine=engine, port_offset=port_offset
     )
@@ -124,24 +145,11 @@ async def _run_demo(plan: Plan, observer: Observer) -> list[StepResult]:
 
 
 def _print_ready(plan: Plan) -> None:
-    model = plan.model_names[0]
-    lines = f"""\
-Ready.
-  URL        {plan.url}/v1
-  key        {plan.key}
-  dashboard  {plan.dashboard_url}   (log in with: ray get-auth-token)
-
-curl -sN {plan.url}/v1/chat/completions -H "Authorization: Bearer {plan.key}" \\
-  -H "Content-Type: application/json" \\
-  -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
-
-from openai import OpenAI
-client = OpenAI(base_url="{plan.url}/v1", api_key="{plan.key}")
-print(client.chat.completions.create(model="{model}", temperature=0,
-      messages=[{{"role": "user", "content": "What is the capital of France?"}}]).choices[0].message.content)
-
-Ctrl-C stops everything."""
-    sys.stdout.write(lines + "\n")
+    sys.stdout.write(
+        _READY.format(
+            url=plan.url, key=plan.key, dashboard=plan.dashboard_url, model=plan.model_names[0]
+        )
+    )
     sys.stdout.flush()
 
 

@@ -40,7 +40,7 @@ class DemoLimits:
     home_s_max: float = 180.0
 
 
-class StepFailed(Exception):  # noqa: N818 - reads as what happened; never leaves this module
+class StepFailed(Exception):
     """A step didn't show what it had to."""
 
 
@@ -151,7 +151,8 @@ class Demo:
             if view.cloud_slots_ready > 0 and pending < _LONG_STREAMS_MIN:
                 self._long.append(self._send(_LONG_PROMPT, _LONG_TOKENS, ignore_eos=True))
             await asyncio.sleep(_POLL_S / 2)
-        return f"{len(self._long_in_cloud())} long streams open on {', '.join(sorted(self._observer.cloud_sites))}"
+        sites = ", ".join(sorted(self._observer.cloud_sites))
+        return f"{len(self._long_in_cloud())} long streams open on {sites}"
 
     async def _show_going_home(self) -> str:
         self._is_loading = False
@@ -202,8 +203,8 @@ class Demo:
                 self._send(_SHORT_PROMPT, _SHORT_TOKENS, ignore_eos=True)
             await asyncio.sleep(_POLL_S)
 
-    def _send(self, prompt: str, max_tokens: int, **fields: object) -> Stream:
-        stream, task = self._client.start(prompt, max_tokens=max_tokens, **fields)
+    def _send(self, prompt: str, max_tokens: int, *, ignore_eos: bool = False) -> Stream:
+        stream, task = self._client.start(prompt, max_tokens=max_tokens, ignore_eos=ignore_eos)
         self._streams.append(stream)
         self._keep(task)
         return stream

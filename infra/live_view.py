@@ -56,9 +56,10 @@ class LineView:
         self, view: ClusterView, results: Sequence[StepResult], streams: Sequence[Stream], step: str
     ) -> None:
         """Print a line if anything but the counts of requests changed."""
+        shown = f"{len(results)} steps shown"
         pools = ", ".join(f"{pool.pool} {pool.replicas_running} replicas" for pool in view.pools)
         nodes = ", ".join(f"{node['type']} {node['state']}" for node in view.nodes)
-        line = f"[{step}] {pools} | nodes: {nodes} | ${view.usd_per_hour:.2f}/h"
+        line = f"[{shown}; now: {step}] {pools} | nodes: {nodes} | ${view.usd_per_hour:.2f}/h"
         if line != self._last:
             self._last = line
             self._console.print(

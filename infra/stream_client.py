@@ -14,7 +14,7 @@ _CONNECT_S_MAX = 10.0
 
 @dataclass(slots=True)
 class Stream:
-    """A request from the moment it is sent; filled in while it runs, complete when `ended_s` is set.
+    """A request from the moment it is sent; it is over once `ended_s` is set.
 
     Times are seconds on the monotonic clock. None means it hasn't happened (yet).
     """
@@ -70,7 +70,12 @@ class StreamClient:
         await self._client.aclose()
 
     def start(
-        self, prompt: str, *, max_tokens: int, data_class: str | None = None, **fields: object
+        self,
+        prompt: str,
+        *,
+        max_tokens: int,
+        data_class: str | None = None,
+        ignore_eos: bool = False,
     ) -> tuple[Stream, asyncio.Task[None]]:
         """Return the stream to watch and the task that runs it; the task itself never raises."""
         stream = Stream(started_s=time.monotonic())
@@ -81,7 +86,7 @@ class StreamClient:
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
-            **fields,
+            "ignore_eos": ignore_eos,
         }
         headers = {} if data_class is None else {"X-Data-Class": data_class}
         return stream, asyncio.create_task(self._run(stream, body, headers))
