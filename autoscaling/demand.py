@@ -109,3 +109,23 @@ def merge_bundles(bundles: tuple[Bundle, ...]) -> Bundle:
         )
     merged = tuple(tuple(dict.fromkeys(selector)) for selector in selectors)
     return Bundle(resources, () if () in merged else merged)
+
+
+def describe_demand(demand: Demand) -> str:
+    """The demand in a few words, such as `{GPU: 1} at site=onprem`."""
+    parts = [_describe_bundle(bundle) for bundle in demand.bundles]
+    if len(parts) == 1:
+        return parts[0]
+    return f"{demand.strategy} group of {' + '.join(parts)}"
+
+
+def _describe_bundle(bundle: Bundle) -> str:
+    amounts = ", ".join(f"{name}: {amount:g}" for name, amount in sorted(bundle.resources.items()))
+    selectors = " or ".join(
+        " and ".join(_describe_term(term) for term in selector) for selector in bundle.selectors
+    )
+    return f"{{{amounts}}}" + (f" at {selectors}" if selectors else "")
+
+
+def _describe_term(term: Term) -> str:
+    return f"{term.key}{'!=' if term.is_negated else '='}{'|'.join(sorted(term.values))}"

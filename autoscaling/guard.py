@@ -83,10 +83,18 @@ class Holdings:
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
-    """The launches that go ahead, by node type in the order planned, and why others don't."""
+class Launch:
+    """One node to launch, and what for."""
 
-    launches: tuple[str, ...]
+    node_type: str
+    cause: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The launches that go ahead, in the order planned, and why others don't."""
+
+    launches: tuple[Launch, ...]
     refusals: tuple[Refusal, ...]
 
 
@@ -122,7 +130,7 @@ def find_refusal(offer: Offer, holdings: Holdings, limits: Limits) -> Refusal | 
 
 
 def admit(
-    planned: Sequence[str],
+    planned: Sequence[Launch],
     *,
     offers: Mapping[str, Offer],
     existing_types: Iterable[str],
@@ -134,15 +142,15 @@ def admit(
     included: what waits for them is refused now and planned again at the next tick.
     """
     existing = list(existing_types)
-    launches: list[str] = []
+    launches: list[Launch] = []
     refusals: list[Refusal] = []
-    for name in planned:
-        offer = offers[name]
-        refusal = find_refusal(offer, count_holdings(offers, [*existing, *launches]), limits)
+    for launch in planned:
+        refusal = find_refusal(offers[launch.node_type], count_holdings(offers, existing), limits)
         if refusal is None and len(launches) >= limits.launches_per_tick:
-            refusal = _refuse_tick(name, limits)
+            refusal = _refuse_tick(launch.node_type, limits)
         if refusal is None:
-            launches.append(name)
+            launches.append(launch)
+            existing.append(launch.node_type)
         else:
             refusals.append(refusal)
     return Admission(tuple(launches), tuple(refusals))

@@ -8,8 +8,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from autoscaling.demand import Bundle, Demand, Node, amount_of, covers, merge_bundles, subtract
-from autoscaling.guard import Holdings, Limits, Offer, Refusal, count_holdings, find_refusal
+from autoscaling.demand import (
+    Bundle,
+    Demand,
+    Node,
+    amount_of,
+    covers,
+    describe_demand,
+    merge_bundles,
+    subtract,
+)
+from autoscaling.guard import (
+    Holdings,
+    Launch,
+    Limits,
+    Offer,
+    Refusal,
+    count_holdings,
+    find_refusal,
+)
 
 _ACCELERATOR = "GPU"
 
@@ -28,6 +45,7 @@ class Slot:
     groups: frozenset[str]
     node_id: str | None
     is_used: bool = False
+    cause: str = ""
 
     def takes(self, bundle: Bundle, apart: str | None) -> bool:
         """Whether the bundle may be here and finds room; `apart` groups share no node."""
@@ -66,20 +84,20 @@ class Packing:
         ]
 
     @property
-    def launches(self) -> list[str]:
-        """The node types to launch, in the order planned."""
-        return [slot.node_type for slot in self._slots if slot.node_id is None]
+    def launches(self) -> list[Launch]:
+        """The nodes to launch, in the order planned."""
+        return [Launch(s.node_type, s.cause) for s in self._slots if s.node_id is None]
 
     @property
     def used_nodes(self) -> frozenset[str]:
         """The existing nodes that something was put on."""
         return frozenset(s.node_id for s in self._slots if s.node_id is not None and s.is_used)
 
-    def launch(self, offer: Offer) -> Refusal | None:
+    def launch(self, offer: Offer, cause: str) -> Refusal | None:
         """Plan one node of this type for its own sake; the refusal if a limit forbids it."""
         refusal = find_refusal(offer, self._holdings(), self._limits)
         if refusal is None:
-            self._add_slot(offer)
+            self._add_slot(offer, cause)
         return refusal
 
     def place_all(self, demands: Sequence[Demand], rules: Pass) -> list[Demand]:
@@ -118,6 +136,8 @@ class Packing:
             if index is None:
                 wanted = left if apart is not None else [*left, *ahead]
                 index = self._plan_launch(wanted[:_BUNDLES_AHEAD_MAX], rules, refusals)
+                if index is not None:
+                    self._slots[index].cause = describe_demand(demand)
             if index is None:
                 self._undo(before, count_before)
                 return tuple(dict.fromkeys(refusals))
@@ -148,9 +168,15 @@ class Packing:
             refusals.append(refusal)
         return None
 
-    def _add_slot(self, offer: Offer) -> int:
+    def _add_slot(self, offer: Offer, cause: str = "") -> int:
         slot = Slot(
-            offer.name, offer.is_owned, offer.labels, dict(offer.resources), frozenset(), None
+            node_type=offer.name,
+            is_owned=offer.is_owned,
+            labels=offer.labels,
+            free=dict(offer.resources),
+            groups=frozenset(),
+            node_id=None,
+            cause=cause,
         )
         self._slots.append(slot)
         return len(self._slots) - 1

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
 
-from autoscaling.demand import Demand, Node, covers, merge_bundles
-from autoscaling.guard import Limits, Offer, Refusal, admit
+from autoscaling.demand import Demand, Node, covers, describe_demand, merge_bundles
+from autoscaling.guard import Launch, Limits, Offer, Refusal, admit
 from autoscaling.packing import Packing, Pass, fits_empty, rank_bundle, shape_of
 
 
@@ -53,8 +53,8 @@ class Placement:
     `infeasible` fits no node type even when empty.
     """
 
-    launches: tuple[str, ...]
-    planned: tuple[str, ...]
+    launches: tuple[Launch, ...]
+    planned: tuple[Launch, ...]
     refusals: tuple[Refusal, ...]
     infeasible: tuple[Demand, ...]
     waiting: tuple[Unplaced, ...]
@@ -75,8 +75,8 @@ def plan_placement(situation: Situation, limits: Limits) -> Placement:
         reservation = reserved.place_all(reservation, rules)
 
     packing = Packing(situation.nodes, offers=offers, limits=limits)
-    for name in reserved.launches:
-        packing.launch(offers[name])
+    for launch in reserved.launches:
+        packing.launch(offers[launch.node_type], launch.cause)
     left = sorted(situation.demands, key=_rank_demand)
     for rules in passes:
         left = packing.place_all(left, rules)
@@ -115,7 +115,7 @@ def _launch_minimum(packing: Packing, situation: Situation) -> list[Refusal]:
     refusals: list[Refusal] = []
     for offer in sorted(situation.offers, key=lambda offer: (*offer.tier, offer.name)):
         for _ in range(offer.nodes_min - existing[offer.name]):
-            refusal = packing.launch(offer)
+            refusal = packing.launch(offer, f"the minimum of {offer.nodes_min}")
             if refusal is not None:
                 refusals.append(refusal)
                 break
@@ -154,3 +154,24 @@ def _rank_demand(demand: Demand) -> tuple[object, ...]:
     """Sort key: what the fewest nodes can take first, then groups, then the largest."""
     hardest = min(rank_bundle(bundle) for bundle in demand.bundles)
     return (hardest[0], -len(demand.bundles), hardest, demand.id)
+
+
+def explain_placement(placement: Placement) -> tuple[str, ...]:
+    """Return what the placement does and leaves undone, one sentence each, for a person."""
+    reasons = [
+        f"launch {count} x {launch.node_type} for {launch.cause}"
+        for launch, count in Counter(placement.launches).items()
+    ]
+    reasons += [refusal.text for refusal in placement.refusals]
+    waiting: Counter[str] = Counter()
+    for unplaced in placement.waiting:
+        why = "; ".join(refusal.text for refusal in unplaced.refusals)
+        waiting[
+            f"{describe_demand(unplaced.demand)} waits: {why or 'all that fits is in use'}"
+        ] += 1
+    reasons += [f"{count} x {text}" for text, count in waiting.items()]
+    infeasible = Counter(describe_demand(demand) for demand in placement.infeasible)
+    reasons += [f"{count} x {text} fits no node type" for text, count in infeasible.items()]
+    if not placement.is_reservation_met:
+        reasons.append("the capacity asked for by request_resources() can't be had")
+    return tuple(dict.fromkeys(reasons))

@@ -5,7 +5,7 @@ from decimal import Decimal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscaling.guard import Limits, Offer, admit, count_holdings, find_refusal
+from autoscaling.guard import Launch, Limits, Offer, admit, count_holdings, find_refusal
 
 CLOUD = Offer(
     name="cloud",
@@ -19,11 +19,15 @@ ONPREM = Offer(name="onprem", site="onprem", market="owned", resources={"GPU": 4
 OFFERS = {offer.name: offer for offer in (CLOUD, ONPREM)}
 
 
+def launches(node_types: list[str]) -> list[Launch]:
+    return [Launch(name) for name in node_types]
+
+
 def test_the_third_cloud_node_would_exceed_four_dollars() -> None:
     """2 x 1.861 = 3.722 fits 4.0; 3 x 1.861 = 5.583 doesn't."""
     limits = Limits(launches_per_tick=9, usd_per_hour_max=Decimal("4.0"))
-    found = admit(["cloud"] * 3, offers=OFFERS, existing_types=[], limits=limits)
-    assert found.launches == ("cloud", "cloud")
+    found = admit(launches(["cloud"] * 3), offers=OFFERS, existing_types=[], limits=limits)
+    assert found.launches == (Launch("cloud"), Launch("cloud"))
     assert [refusal.text for refusal in found.refusals] == [
         "one more cloud would commit 5.583 USD/h; limits.usd_per_hour is 4.0 and 3.722 is committed"
     ]
@@ -31,14 +35,16 @@ def test_the_third_cloud_node_would_exceed_four_dollars() -> None:
 
 def test_money_already_committed_counts() -> None:
     limits = Limits(launches_per_tick=9, usd_per_hour_max=Decimal(2))
-    found = admit(["cloud"], offers=OFFERS, existing_types=["cloud"], limits=limits)
+    found = admit(launches(["cloud"]), offers=OFFERS, existing_types=["cloud"], limits=limits)
     assert found.launches == ()
 
 
 def test_a_binding_money_limit_never_stops_owned_nodes() -> None:
     limits = Limits(launches_per_tick=9, usd_per_hour_max=Decimal(0))
-    found = admit(["cloud", "onprem"], offers=OFFERS, existing_types=["cloud"], limits=limits)
-    assert found.launches == ("onprem",)
+    found = admit(
+        launches(["cloud", "onprem"]), offers=OFFERS, existing_types=["cloud"], limits=limits
+    )
+    assert found.launches == (Launch("onprem"),)
 
 
 def test_an_unknown_price_is_not_free() -> None:
@@ -53,11 +59,11 @@ def test_an_unknown_price_is_not_free() -> None:
 
 def test_each_limit_is_named_when_it_binds() -> None:
     limits = Limits(launches_per_tick=1, site_nodes_max={"onprem": 1}, cluster_nodes_max=3)
-    two = admit(["cloud"] * 2, offers=OFFERS, existing_types=[], limits=limits)
+    two = admit(launches(["cloud"] * 2), offers=OFFERS, existing_types=[], limits=limits)
     assert two.refusals[0].text == "cloud waits for the next tick: launches_per_tick is 1"
-    full = admit(["onprem"], offers=OFFERS, existing_types=["onprem"], limits=limits)
+    full = admit(launches(["onprem"]), offers=OFFERS, existing_types=["onprem"], limits=limits)
     assert full.refusals[0].text == "site onprem is full: 1 of 1 nodes"
-    whole = admit(["cloud"], offers=OFFERS, existing_types=["gone"] * 3, limits=limits)
+    whole = admit(launches(["cloud"]), offers=OFFERS, existing_types=["gone"] * 3, limits=limits)
     assert whole.refusals[0].text == "the cluster is full: 3 of 3 nodes"
 
 
@@ -75,11 +81,12 @@ def test_each_limit_is_named_when_it_binds() -> None:
 def test_nothing_is_launched_over_a_limit_even_if_it_is_exceeded_already(
     planned: list[str], existing: list[str], limits: Limits
 ) -> None:
-    found = admit(planned, offers=OFFERS, existing_types=existing, limits=limits)
+    found = admit(launches(planned), offers=OFFERS, existing_types=existing, limits=limits)
     assert len(found.launches) + len(found.refusals) == len(planned)
     assert len(found.launches) <= limits.launches_per_tick
-    held = count_holdings(OFFERS, [*existing, *found.launches])
-    if "cloud" in found.launches:
+    launched = [launch.node_type for launch in found.launches]
+    held = count_holdings(OFFERS, [*existing, *launched])
+    if "cloud" in launched:
         assert held.by_site["aws"] <= limits.site_nodes_max["aws"]
         assert limits.usd_per_hour_max is None or held.usd_per_hour <= limits.usd_per_hour_max
     if found.launches and limits.cluster_nodes_max is not None:
