@@ -130,6 +130,7 @@ class PortSettings(Strict):
     dashboard_metrics: Port = Field(description="metrics of Ray's dashboard")
     proxy_metrics: Port = Field(description="metrics of HAProxy")
     proxy_stats: Port = Field(description="statistics page of HAProxy")
+    proxy_fallback: Port = Field(description="the Python proxy behind HAProxy")
     nodes: Annotated[int, Field(ge=1024, le=65000)] = Field(
         description="first port of the nodes' own blocks (10 ports for each node)"
     )

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
-from typing import Literal, NewType
+from typing import Any, Literal, NewType
 
 ClusterName = NewType("ClusterName", str)
 SiteName = NewType("SiteName", str)
@@ -48,11 +48,13 @@ class InstanceState(StrEnum):
 
     BOOTING = "booting"
     RUNNING = "running"
+    # It exists but serves no more (machine stopped, Ray died on it): to be ended.
+    STOPPED = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:
-    """Everything a site must know to start one node.
+    """Everything a site must know to start one node, and keeps beside it in case we forget.
 
     `node_id` is also the idempotency token: launching the same spec twice gives one instance.
     """
@@ -62,7 +64,8 @@ class LaunchSpec:
     site: SiteName
     node_type: NodeTypeName
     is_head: bool
-    node_config: Mapping[str, object] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    node_config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,8 @@ class Instance:
 class NodeRecord:
     """A node as the ledger remembers it. `usd_per_hour` None = unknown, never free.
 
-    `tags` are Ray's (node kind, status, launch request, ...), kept word for word.
+    `tags` are Ray's (node kind, status, launch request, ...), kept word for word. `owner` is who
+    launches or ends it (see `cluster.owner`); `changed_s` is when its phase last changed.
     """
 
     node_id: NodeId
@@ -89,6 +93,8 @@ class NodeRecord:
     usd_per_hour: Decimal | None
     tags: Mapping[str, str]
     address: str | None
+    owner: str
     intended_s: float
+    changed_s: float
     closed_s: float | None = None
     closed_why: str | None = None

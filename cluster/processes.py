@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 MARK_CLUSTER = "TIDEGATE_CLUSTER"
@@ -24,30 +25,45 @@ _KILL_ROUNDS_MAX = 50
 _POLL_S = 0.1
 
 
-def list_marked(name: str, value: str) -> list[int]:
+def list_marked(name: str, value: str, *, spare: Collection[int] = ()) -> list[int]:
     """Return the ids of live processes whose environment holds `name=value`, this one excluded."""
     wanted = f"{name}={value}".encode()
     return sorted(
-        pid for pid in _list_pids() if pid != os.getpid() and wanted in _read_environment(pid)
+        pid
+        for pid in _list_pids()
+        if pid != os.getpid() and pid not in spare and wanted in _read_environment(pid)
     )
 
 
-def end_marked(name: str, value: str, *, grace_s: float = 5.0) -> list[int]:
+def list_ancestors() -> list[int]:
+    """Return the ids of this process's parent, its parent, and so on up."""
+    ancestors: list[int] = []
+    pid = os.getppid()
+    while pid > 1:
+        ancestors.append(pid)
+        pid = _parent_of(pid)
+    return ancestors
+
+
+def end_marked(
+    name: str, value: str, *, grace_s: float = 5.0, spare: Collection[int] = ()
+) -> list[int]:
     """Return the ids of the processes ended: asked to stop, then killed after `grace_s`.
 
-    Idempotent. Blocks until no marked process is left. Processes that appear meanwhile (a raylet
-    may still start a worker) are ended too.
+    Idempotent. `spare` names processes to leave alone, such as the shell that asked for this.
+    Blocks until no other marked process is left. Processes that appear meanwhile (a raylet may
+    still start a worker) are ended too.
 
     Raises:
         RuntimeError: a process survives SIGKILL, which only an unfinished system call can do.
     """
-    ended = set(list_marked(name, value))
+    ended = set(list_marked(name, value, spare=spare))
     _send(ended, signal.SIGTERM)
     deadline_s = time.monotonic() + grace_s
-    while time.monotonic() < deadline_s and list_marked(name, value):
+    while time.monotonic() < deadline_s and list_marked(name, value, spare=spare):
         time.sleep(_POLL_S)
     for _ in range(_KILL_ROUNDS_MAX):
-        left = set(list_marked(name, value))
+        left = set(list_marked(name, value, spare=spare))
         if not left:
             return sorted(ended)
         ended |= left
@@ -77,6 +93,16 @@ def start_reaper(name: str, value: str) -> subprocess.Popen[bytes]:
 
 def _list_pids() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _parent_of(pid: int) -> int:
+    """Return the id of a process's parent, 0 for a process that is gone."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    # The name in parentheses may hold spaces; state and parent follow it.
+    return int(status.rpartition(")")[2].split()[1])
 
 
 def _read_environment(pid: int) -> list[bytes]:

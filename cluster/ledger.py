@@ -1,0 +1,202 @@
+"""What was promised, what runs and what it costs: the durable truth about nodes.
+
+An intent is written before a launch is asked of a site and closed when its instance is gone, so a
+crash at any moment leaves a row that says what to look for. Several processes share one ledger
+(the launcher on the operator's side and the autoscaler): each row names its owner.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from cluster.errors import NodeNotFoundError
+from cluster.model import (
+    Instance,
+    NodeId,
+    NodePhase,
+    NodeRecord,
+    NodeTypeName,
+    SiteName,
+)
+from cluster.store import NodeRow, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A node about to be launched."""
+
+    node_id: NodeId
+    site: SiteName
+    node_type: NodeTypeName
+    is_head: bool
+    usd_per_hour: Decimal | None
+    tags: Mapping[str, str]
+    node_config: Mapping[str, Any]
+
+
+class Ledger:
+    """Open and closed nodes of one cluster. All calls are short local transactions."""
+
+    def __init__(self, file: Path, *, now_s: Callable[[], float] = time.time) -> None:
+        self._store = Store(file)
+        self._now_s = now_s
+
+    def close(self) -> None:
+        """Close the store's connections."""
+        self._store.close()
+
+    def open_intents(
+        self,
+        intents: Sequence[Intent],
+        *,
+        owner: str,
+        check: Callable[[Sequence[NodeRecord]], None],
+    ) -> None:
+        """Write intents, all or none, if `check` accepts the nodes that are open already.
+
+        Check and write are one transaction: two launches at once can't both take the last room.
+        Whatever `check` raises passes through, and nothing is written.
+        """
+        now_s = self._now_s()
+        with self._store.transaction() as session:
+            check([_to_record(row) for row in _select_open(session)])
+            session.add_all(_to_row(intent, owner=owner, now_s=now_s) for intent in intents)
+
+    def adopt(self, instance: Instance, *, usd_per_hour: Decimal | None, owner: str) -> None:
+        """Write a node that a site has and the ledger doesn't, as if launched now. Idempotent."""
+        spec = instance.spec
+        intent = Intent(
+            node_id=spec.node_id,
+            site=spec.site,
+            node_type=spec.node_type,
+            is_head=spec.is_head,
+            usd_per_hour=usd_per_hour,
+            tags=spec.tags,
+            node_config=spec.node_config,
+        )
+        with self._store.transaction() as session:
+            if session.get(NodeRow, spec.node_id) is None:
+                row = _to_row(intent, owner=owner, now_s=self._now_s())
+                row.phase = NodePhase.LAUNCHED
+                session.add(row)
+
+    def list_open(self, *, site: SiteName | None = None) -> list[NodeRecord]:
+        """Return every node that isn't closed, oldest first."""
+        with self._store.transaction() as session:
+            return [
+                _to_record(row) for row in _select_open(session) if site is None or row.site == site
+            ]
+
+    def list_all(self) -> list[NodeRecord]:
+        """Return every node there ever was, oldest first: for spend and reports."""
+        with self._store.transaction() as session:
+            rows = session.scalars(select(NodeRow).order_by(NodeRow.intended_s, NodeRow.node_id))
+            return [_to_record(row) for row in rows]
+
+    def get(self, node_id: NodeId) -> NodeRecord:
+        """Return one node, open or closed.
+
+        Raises:
+            NodeNotFoundError: there never was such a node.
+        """
+        with self._store.transaction() as session:
+            return _to_record(_get(session, node_id))
+
+    def knows(self, node_id: NodeId) -> bool:
+        """Return whether there is a record of a node, open or closed."""
+        with self._store.transaction() as session:
+            return session.get(NodeRow, node_id) is not None
+
+    def merge_tags(self, node_id: NodeId, tags: Mapping[str, str]) -> None:
+        """Set some of a node's tags and keep the others."""
+        with self._store.transaction() as session:
+            row = _get(session, node_id)
+            row.tags = {**row.tags, **tags}
+
+    def mark_launched(self, node_id: NodeId) -> None:
+        """Note that the site accepted the launch. No effect unless the node is intended."""
+        self._move(node_id, {NodePhase.INTENDED}, NodePhase.LAUNCHED)
+
+    def mark_running(self, node_id: NodeId, *, address: str | None) -> None:
+        """Note that the node was seen running. No effect once it is terminating or closed."""
+        with self._store.transaction() as session:
+            row = _get(session, node_id)
+            if row.phase in {NodePhase.INTENDED, NodePhase.LAUNCHED}:
+                row.phase, row.changed_s = NodePhase.RUNNING, self._now_s()
+            row.address = address
+
+    def mark_terminating(self, node_id: NodeId, *, owner: str) -> None:
+        """Note that `owner` ends the node. No effect on a closed node."""
+        with self._store.transaction() as session:
+            row = _get(session, node_id)
+            if row.phase != NodePhase.CLOSED:
+                row.phase, row.owner = NodePhase.TERMINATING, owner
+                row.changed_s = self._now_s()
+
+    def mark_closed(self, node_id: NodeId, *, why: str) -> None:
+        """Note that the node's instance is gone, or never came to be. Idempotent."""
+        now_s = self._now_s()
+        with self._store.transaction() as session:
+            row = _get(session, node_id)
+            if row.phase != NodePhase.CLOSED:
+                row.phase, row.changed_s = NodePhase.CLOSED, now_s
+                row.closed_s, row.closed_why = now_s, why
+
+    def _move(self, node_id: NodeId, origins: set[NodePhase], target: NodePhase) -> None:
+        with self._store.transaction() as session:
+            row = _get(session, node_id)
+            if row.phase in origins:
+                row.phase, row.changed_s = target, self._now_s()
+
+
+def _select_open(session: Session) -> Sequence[NodeRow]:
+    query = select(NodeRow).where(NodeRow.phase != NodePhase.CLOSED)
+    return session.scalars(query.order_by(NodeRow.intended_s, NodeRow.node_id)).all()
+
+
+def _get(session: Session, node_id: NodeId) -> NodeRow:
+    row = session.get(NodeRow, node_id)
+    if row is None:
+        raise NodeNotFoundError(f"{node_id!r} must be a node of this cluster; no record of it.")
+    return row
+
+
+def _to_row(intent: Intent, *, owner: str, now_s: float) -> NodeRow:
+    return NodeRow(
+        node_id=intent.node_id,
+        site=intent.site,
+        node_type=intent.node_type,
+        phase=NodePhase.INTENDED,
+        is_head=intent.is_head,
+        usd_per_hour=None if intent.usd_per_hour is None else str(intent.usd_per_hour),
+        tags=dict(intent.tags),
+        node_config=dict(intent.node_config),
+        address=None,
+        owner=owner,
+        intended_s=now_s,
+        changed_s=now_s,
+    )
+
+
+def _to_record(row: NodeRow) -> NodeRecord:
+    return NodeRecord(
+        node_id=NodeId(row.node_id),
+        site=SiteName(row.site),
+        node_type=NodeTypeName(row.node_type),
+        phase=NodePhase(row.phase),
+        is_head=row.is_head,
+        usd_per_hour=None if row.usd_per_hour is None else Decimal(row.usd_per_hour),
+        tags=dict(row.tags),
+        address=row.address,
+        owner=row.owner,
+        intended_s=row.intended_s,
+        changed_s=row.changed_s,
+        closed_s=row.closed_s,
+        closed_why=row.closed_why,
+    )

@@ -1,0 +1,54 @@
+"""The last check before a node is launched: room at its site and money per hour.
+
+Runs while the ledger is locked, so that two launches at once can't both take the last room.
+"""
+
+from collections.abc import Sequence
+from decimal import Decimal
+
+from cluster.budget import committed_prices, decide_launch
+from cluster.config import ProviderSettings
+from cluster.errors import BudgetExceededError, SiteFullError
+from cluster.ledger import Intent
+from cluster.model import NodePhase, NodeRecord, NodeTypeName
+
+HELD_PHASES = {NodePhase.INTENDED, NodePhase.LAUNCHED, NodePhase.RUNNING}
+
+
+def price_of_type(settings: ProviderSettings, node_type: NodeTypeName) -> Decimal | None:
+    """Return what a node of the type costs per hour; None = unknown, which is never free."""
+    offer = settings.node_types.get(node_type)
+    if offer is None:
+        return None
+    return Decimal(0) if offer.market == "owned" else offer.usd_per_hour
+
+
+def check_site_room(
+    settings: ProviderSettings, open_nodes: Sequence[NodeRecord], intents: Sequence[Intent]
+) -> None:
+    """Raise SiteFullError if the intents don't fit their site.
+
+    Nodes being ended don't count: the site's queue ends them before it launches the new ones.
+    """
+    for site in {intent.site for intent in intents}:
+        asked = sum(intent.site == site for intent in intents)
+        held = sum(node.site == site and node.phase in HELD_PHASES for node in open_nodes)
+        room = settings.sites[site].max_nodes
+        if held + asked > room:
+            raise SiteFullError(
+                f"site {site} must hold at most {room} nodes; got {held} + {asked}. "
+                f"Raise provider.sites.{site}.max_nodes if there is room."
+            )
+
+
+def check_budget(
+    settings: ProviderSettings, open_nodes: Sequence[NodeRecord], intents: Sequence[Intent]
+) -> None:
+    """Raise BudgetExceededError if the intents would commit too much money per hour."""
+    verdict = decide_launch(
+        committed=committed_prices(open_nodes),
+        asked=[intent.usd_per_hour for intent in intents],
+        limit_usd_per_hour=settings.limits.usd_per_hour,
+    )
+    if not verdict.is_allowed:
+        raise BudgetExceededError(f"the launch must stay within budget; got: {verdict.reason}.")
