@@ -5,6 +5,7 @@ The same cluster file, provider, scheduler and gateway as anywhere else; only th
 started, and a reaper does so in its place if it is killed.
 """
 
+import os
 import secrets
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from cluster.backends.process_node import ClusterFolder
 from cluster.config import ClusterSettings, load_cluster_file, read_cluster_file, with_ports
 from cluster.errors import ConfigError
 from cluster.processes import MARK_CLUSTER, end_marked, start_reaper
@@ -54,9 +56,17 @@ class Plan:
         return f"http://127.0.0.1:{self._ports()['dashboard']}"
 
     @property
-    def gcs_address(self) -> str:
-        """Ray's control store."""
-        return f"127.0.0.1:{self._ports()['gcs']}"
+    def gcs_port(self) -> int:
+        """Port of Ray's control store on the head."""
+        return self._ports()["gcs"]
+
+    @property
+    def token_file(self) -> Path:
+        """Ray's token for this cluster."""
+        if self.settings.ports is None:
+            raise ConfigError(f"{self.cluster_file}: provider.ports must be given here.")
+        name = self.settings.cluster_name
+        return ClusterFolder(self.settings.state_dir / name, name, self.settings.ports).token_file
 
     @property
     def application_names(self) -> list[str]:
@@ -131,13 +141,18 @@ def run_embedded(plan: Plan) -> Iterator[Observer]:
     """
     _check(plan)
     reaper = start_reaper(MARK_CLUSTER, plan.settings.cluster_name)
-    ray_cli = RayCli(plan.cluster_file, plan.gcs_address, plan.log_file)
+    ray_cli = RayCli(plan.cluster_file, plan.log_file)
     try:
         _start(plan, ray_cli)
-        board = Blackboard.from_address(plan.gcs_address)
-        yield Observer(plan.settings, board, ray_cli)
+        yield Observer(plan.settings, _open_board(plan, ray_cli), ray_cli)
     finally:
         _stop(plan, ray_cli, reaper)
+
+
+def _open_board(plan: Plan, ray_cli: RayCli) -> Blackboard:
+    """Return the cluster's board; Ray's client finds the token through the environment only."""
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(plan.token_file)}
+    return Blackboard.from_address(f"{ray_cli.head_ip()}:{plan.gcs_port}")
 
 
 def _check(plan: Plan) -> None:
@@ -156,7 +171,7 @@ def _start(plan: Plan, ray_cli: RayCli) -> None:
     with step("Cluster: ray up"):
         ray_cli.up(timeout_s=_UP_S_MAX)
     with step(f"Applications: {', '.join(plan.application_names)}") as current:
-        api = ServeApi(plan.dashboard_url, token_file(plan.settings))
+        api = ServeApi(plan.dashboard_url, plan.token_file)
         api.wait_ready(timeout_s=_UP_S_MAX)
         api.deploy(plan.serve_config)
         api.wait_running(plan.application_names, timeout_s=_DEPLOY_S_MAX, on_progress=current.say)

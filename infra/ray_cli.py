@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster.errors import TidegateError
 
 _TAIL_LINES = 15
-_STATUS_S_MAX = 30.0
+_QUERY_S_MAX = 60.0
 
 
 class RayCommandFailed(TidegateError):
@@ -18,9 +18,8 @@ class RayCommandFailed(TidegateError):
 class RayCli:
     """Runs `ray` of this Python's environment for one cluster file, with output kept in a log."""
 
-    def __init__(self, cluster_file: Path, gcs_address: str, log_file: Path) -> None:
+    def __init__(self, cluster_file: Path, log_file: Path) -> None:
         self._cluster_file = cluster_file
-        self._gcs_address = gcs_address
         self._log_file = log_file
 
     def up(self, *, timeout_s: float) -> None:
@@ -40,12 +39,21 @@ class RayCli:
         )
 
     def status(self) -> str:
-        """Return what `ray status` prints."""
+        """Return what `ray status` prints on the head."""
         return self._run(
-            ["status", "--address", self._gcs_address],
-            timeout_s=_STATUS_S_MAX,
+            ["exec", str(self._cluster_file), "ray status"],
+            timeout_s=_QUERY_S_MAX,
             fix="The cluster's control store doesn't answer: is the head running?",
         )
+
+    def head_ip(self) -> str:
+        """Return the head's address."""
+        output = self._run(
+            ["get-head-ip", str(self._cluster_file)],
+            timeout_s=_QUERY_S_MAX,
+            fix="Is the head running?",
+        )
+        return output.split()[-1]
 
     def _run(self, arguments: list[str], *, timeout_s: float, fix: str) -> str:
         command = [str(Path(sys.executable).parent / "ray"), *arguments]
