@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal
 
+from cluster.budget import UsdPerHour, decide_launch
 from cluster.model import Market
 
-LimitName = Literal["type", "site", "cluster", "usd_per_hour", "price", "launches_per_tick"]
+LimitName = Literal["type", "site", "cluster", "usd_per_hour", "launches_per_tick"]
 
 _MARKET_ORDER: tuple[Market, ...] = ("owned", "reserved", "spot", "on_demand")
 _ZERO = Decimal(0)
@@ -46,7 +47,7 @@ class Offer:
     def tier(self) -> tuple[bool, int, Decimal]:
         """The order in which types are tried, lowest first: doubt, market, price."""
         price = self.usd_per_hour if self.usd_per_hour is not None else Decimal("Infinity")
-        return (self.doubt is not None, _MARKET_ORDER.index(self.market), price)
+        return (self.doubt is not None, market_rank(self.market), price)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +75,17 @@ class Holdings:
 
     by_type: Mapping[str, int]
     by_site: Mapping[str, int]
-    usd_per_hour: Decimal
+    prices: Sequence[UsdPerHour]
 
     @property
     def nodes(self) -> int:
         """All of them."""
         return sum(self.by_type.values())
+
+    @property
+    def usd_per_hour(self) -> Decimal:
+        """What is known of their price."""
+        return sum((price for price in self.prices if price is not None), _ZERO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +104,23 @@ class Admission:
     refusals: tuple[Refusal, ...]
 
 
+def market_rank(market: Market) -> int:
+    """Return the place of a market in the order of use: owned, reserved, spot, on-demand."""
+    return _MARKET_ORDER.index(market)
+
+
 def count_holdings(offers: Mapping[str, Offer], node_types: Iterable[str]) -> Holdings:
     """Return what nodes of these types add up to.
 
-    A type that is no longer offered has no site and no price here; it still fills the cluster.
+    A type that is no longer offered has no site here and an unknown price; it fills the cluster.
     """
-    by_type = Counter(node_types)
-    by_site: Counter[str] = Counter()
-    committed = _ZERO
-    for name, count in by_type.items():
-        offer = offers.get(name)
-        if offer is not None:
-            by_site[offer.site] += count
-            committed += count * (offer.usd_per_hour or _ZERO)
-    return Holdings(by_type=by_type, by_site=by_site, usd_per_hour=committed)
+    names = list(node_types)
+    known = [offers[name] for name in names if name in offers]
+    return Holdings(
+        by_type=Counter(names),
+        by_site=Counter(offer.site for offer in known),
+        prices=[offer.usd_per_hour for offer in known] + [None] * (len(names) - len(known)),
+    )
 
 
 def find_refusal(offer: Offer, holdings: Holdings, limits: Limits) -> Refusal | None:
@@ -157,20 +166,16 @@ def admit(
 
 
 def _find_money_refusal(offer: Offer, holdings: Holdings, limits: Limits) -> Refusal | None:
-    allowed = limits.usd_per_hour_max
-    if allowed is None or offer.is_owned:
+    if limits.usd_per_hour_max is None:
         return None
-    if offer.usd_per_hour is None:
-        text = f"{offer.name} has no known price; give provider.node_types one, or no money limit"
-        return Refusal("price", offer.name, text)
-    wanted = holdings.usd_per_hour + offer.usd_per_hour
-    if wanted <= allowed:
-        return None
-    text = (
-        f"one more {offer.name} would commit {wanted} USD/h; "
-        f"limits.usd_per_hour is {allowed} and {holdings.usd_per_hour} is committed"
+    verdict = decide_launch(
+        committed=holdings.prices,
+        asked=[offer.usd_per_hour],
+        limit_usd_per_hour=limits.usd_per_hour_max,
     )
-    return Refusal("usd_per_hour", offer.name, text)
+    if verdict.is_allowed:
+        return None
+    return Refusal("usd_per_hour", offer.name, f"one more {offer.name}: {verdict.reason}")
 
 
 def _refuse_tick(name: str, limits: Limits) -> Refusal:

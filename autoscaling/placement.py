@@ -18,6 +18,7 @@ from dataclasses import replace as with_changes
 from autoscaling.demand import Demand, Node, covers, describe_demand, merge_bundles
 from autoscaling.guard import Launch, Limits, Offer, Refusal, admit
 from autoscaling.packing import Packing, Pass, fits_empty, rank_bundle, shape_of
+from cluster.model import LABEL_SITE
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,3 +176,28 @@ def explain_placement(placement: Placement) -> tuple[str, ...]:
     if not placement.is_reservation_met:
         reasons.append("the capacity asked for by request_resources() can't be had")
     return tuple(dict.fromkeys(reasons))
+
+
+def find_blocked_sites(placement: Placement) -> dict[str, str]:
+    """Return the sites that demand is bound to and that have no room for it, with the reason.
+
+    What is infeasible says nothing about a site's room for anything else.
+    """
+    blocked: dict[str, str] = {}
+    for unplaced in placement.waiting:
+        why = "; ".join(refusal.text for refusal in unplaced.refusals) or "its nodes are in use"
+        for site in _bound_sites(unplaced.demand):
+            blocked.setdefault(site, why)
+    return blocked
+
+
+def _bound_sites(demand: Demand) -> list[str]:
+    """Return the sites that a demand's bundles must be at, each named by a selector of its own."""
+    terms = [
+        term
+        for bundle in demand.bundles
+        if len(bundle.selectors) == 1
+        for term in bundle.selectors[0]
+    ]
+    named = [t.values for t in terms if t.key == LABEL_SITE and not t.is_negated]
+    return sorted({site for values in named if len(values) == 1 for site in values})

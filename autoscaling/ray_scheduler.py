@@ -10,7 +10,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from typing import Any
 
 from ray.autoscaler.v2.instance_manager.common import InstanceUtil
@@ -31,33 +30,19 @@ from ray.core.generated.instance_manager_pb2 import (
 
 from autoscaling.demand import Bundle, Demand, Node, Selector, Term
 from autoscaling.guard import Limits, Offer, count_holdings
-from autoscaling.placement import Placement, Situation, explain_placement, plan_placement
+from autoscaling.placement import (
+    Placement,
+    Situation,
+    explain_placement,
+    find_blocked_sites,
+    plan_placement,
+)
+from autoscaling.record import NodeSummary, SchedulerReport
 from cluster.config import ClusterSettings
 
 _log = logging.getLogger(__name__)
 
 _GONE = (Instance.TERMINATED, Instance.ALLOCATION_FAILED)
-
-
-@dataclass(frozen=True, slots=True)
-class NodeSummary:
-    """A node as the decision record lists it."""
-
-    id: str
-    node_type: str
-    site: str
-    state: str
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerReport:
-    """What the last tick saw and decided."""
-
-    nodes: tuple[NodeSummary, ...]
-    launches: tuple[str, ...]
-    reasons: tuple[str, ...]
-    limits: tuple[str, ...]
-    usd_per_hour: Decimal
 
 
 class LocalFirstScheduler(IResourceScheduler):  # type: ignore[misc] # Ray ships no types
@@ -331,18 +316,9 @@ def _summarise(
     placement: Placement,
 ) -> SchedulerReport:
     nodes = tuple(
-        NodeSummary(
-            id=im.cloud_instance_id or im.instance_id,
-            node_type=im.instance_type,
-            site=settings.node_types[im.instance_type].site
-            if im.instance_type in settings.node_types
-            else "unknown",
-            state="HEAD"
-            if im.node_kind == NodeKind.HEAD
-            else Instance.InstanceStatus.Name(im.status),
-        )
-        for im in (instance.im_instance for instance in request.current_instances)
-        if im is not None and im.status not in _GONE
+        _summarise_node(instance.im_instance, settings)
+        for instance in request.current_instances
+        if instance.im_instance is not None and instance.im_instance.status not in _GONE
     )
     offers = {offer.name: offer for offer in situation.offers}
     launched = tuple(launch.node_type for launch in placement.launches)
@@ -355,4 +331,17 @@ def _summarise(
         reasons=explain_placement(placement),
         limits=tuple(dict.fromkeys(limits)),
         usd_per_hour=held.usd_per_hour,
+        blocked_sites=find_blocked_sites(placement),
+    )
+
+
+def _summarise_node(im_instance: Any, settings: ClusterSettings) -> NodeSummary:
+    ours = settings.node_types.get(im_instance.instance_type)
+    is_head = im_instance.node_kind == NodeKind.HEAD
+    return NodeSummary(
+        id=im_instance.cloud_instance_id or im_instance.instance_id,
+        node_type=im_instance.instance_type,
+        site=ours.site if ours is not None else "unknown",
+        is_owned=ours is not None and ours.market == "owned",
+        state="HEAD" if is_head else Instance.InstanceStatus.Name(im_instance.status),
     )

@@ -85,7 +85,7 @@ def test_demand_that_fits_owned_stays_there_whatever_waits_beside_it() -> None:
     assert types(found.launches) == ("onprem", "cloud")
     assert [demand.id for demand in found.infeasible] == ["mars"]
     assert [unplaced.demand.id for unplaced in found.waiting] == ["refused"]
-    assert "51.5 USD/h" in found.waiting[0].refusals[0].text
+    assert "51.5 $/h would be committed" in found.waiting[0].refusals[0].text
 
 
 def test_with_owned_full_the_remainder_goes_to_the_cloud() -> None:

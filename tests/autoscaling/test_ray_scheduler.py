@@ -123,7 +123,7 @@ def test_neighbours_in_the_same_tick_change_nothing_for_demand_that_fits_on_prem
     assert reply.infeasible_resource_requests == [want("mars")]
     report = bench.scheduler.last_report
     assert report is not None
-    assert any("would commit 91" in text for text in report.limits)
+    assert any("91.5 $/h would be committed" in text for text in report.limits)
 
 
 def test_with_on_prem_full_the_actor_goes_to_the_cloud(bench: Bench) -> None:

@@ -1,0 +1,129 @@
+"""From what gateways report to what the brain may know.
+
+Sums the reports of all gateways, prices the pools and marks what can't be trusted: a model whose
+signals are absent, stale or absurd is passed on with a doubt, never with invented numbers. Pure;
+next: `autoscaling.replicas`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from autoscaling.guard import Offer
+from autoscaling.snapshot import ModelView, PoolView, Snapshot
+from autoscaling.stability import ModelMemory
+from cluster.model import LABEL_ACCELERATOR, Market
+from deployments.signals import GatewaySignals, ModelSignal, PoolSignal, Targets
+
+_MARKETS: tuple[Market, ...] = ("owned", "reserved", "spot", "on_demand")
+_COUNT_MAX = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the blackboard and the scheduler say, before it is judged.
+
+    `blocked_sites` says, by site, why the scheduler can give it no node now.
+    """
+
+    signals: Sequence[GatewaySignals] = ()
+    requested: Targets | None = None
+    offers: Sequence[Offer] = ()
+    blocked_sites: Mapping[str, str] = field(default_factory=dict)
+    memory: Mapping[str, ModelMemory] = field(default_factory=dict)
+
+
+def build_snapshot(observed: Observed, *, now_s: float, stale_s: float) -> Snapshot:
+    """Return the snapshot for the brain; signals older than `stale_s` count as unknown."""
+    fresh = [signals for signals in observed.signals if abs(now_s - signals.published_s) <= stale_s]
+    by_app: dict[str, list[ModelSignal]] = {}
+    for signals in fresh:
+        for model in signals.models:
+            by_app.setdefault(model.app, []).append(model)
+    models = [_view_model(app, parts, observed) for app, parts in sorted(by_app.items())]
+    if not fresh:
+        # Nobody speaks: every model known stays as it is. A model that fresh signals no longer
+        # list is removed, and its numbers with it.
+        doubt = _explain_silence(observed.signals, now_s=now_s)
+        models = [ModelView(app=app, pools=(), doubt=doubt) for app in sorted(observed.memory)]
+    return Snapshot(now_s=now_s, models=tuple(models), memory=observed.memory)
+
+
+def find_absurdity(model: ModelSignal) -> str | None:
+    """Return what can't be true in one gateway's report of a model, None if it can."""
+    waiting = (model.waiting_public, model.waiting_internal, model.waiting_restricted)
+    counts = [*waiting, model.waiting_may_burst]
+    for pool in model.pools:
+        counts += [pool.replicas_running, pool.streams_running, pool.slots_per_replica]
+        if pool.kv_use_ratio is not None and not 0 <= pool.kv_use_ratio <= 1:
+            return f"kv_use_ratio of {pool.pool} is {pool.kv_use_ratio:g}, which isn't within 0..1"
+        if pool.owned != (pool.market == "owned") or pool.market not in _MARKETS:
+            return f"{pool.pool} is owned={pool.owned} with market {pool.market!r}"
+        if not 0 <= pool.min_replicas <= pool.max_replicas or pool.slots_per_replica < 1:
+            bounds = f"{pool.min_replicas}..{pool.max_replicas}"
+            return f"{pool.pool} has bounds {bounds} and {pool.slots_per_replica} slots"
+    if any(not 0 <= count <= _COUNT_MAX for count in counts):
+        return f"a count is negative or above {_COUNT_MAX}"
+    if model.waiting_may_burst > sum(waiting):
+        return f"{model.waiting_may_burst} of {sum(waiting)} waiting requests may burst"
+    return None
+
+
+def find_price(pool: PoolSignal, offers: Iterable[Offer]) -> Decimal:
+    """Return the cheapest price of one replica; infinite where no node type can hold one."""
+    prices = [
+        offer.usd_per_hour * pool.gpus_per_replica / int(offer.resources.get("GPU", 0))
+        if pool.gpus_per_replica
+        else offer.usd_per_hour
+        for offer in offers
+        if offer.usd_per_hour is not None
+        and (offer.site, offer.market) == (pool.site, pool.market)
+        and offer.resources.get("GPU", 0) >= pool.gpus_per_replica
+        and offer.labels.get(LABEL_ACCELERATOR, pool.accelerator) == pool.accelerator
+    ]
+    return min(prices, default=Decimal("Infinity"))
+
+
+def _view_model(app: str, parts: Sequence[ModelSignal], observed: Observed) -> ModelView:
+    """Return one model as all gateways together see it."""
+    doubts = [doubt for part in parts if (doubt := find_absurdity(part)) is not None]
+    if doubts:
+        return ModelView(app=app, pools=(), doubt=f"absurd signals: {doubts[0]}")
+    pools: dict[str, list[PoolSignal]] = {}
+    for part in parts:
+        for pool in part.pools:
+            pools.setdefault(pool.pool, []).append(pool)
+    return ModelView(
+        app=app,
+        pools=tuple(_view_pool(app, seen, observed) for _, seen in sorted(pools.items())),
+        waiting=sum(p.waiting_public + p.waiting_internal + p.waiting_restricted for p in parts),
+        waiting_may_burst=sum(part.waiting_may_burst for part in parts),
+    )
+
+
+def _view_pool(app: str, seen: Sequence[PoolSignal], observed: Observed) -> PoolView:
+    """Return one pool: gateways share its replicas and have streams of their own."""
+    first = seen[0]
+    kv = [pool.kv_use_ratio for pool in seen if pool.kv_use_ratio is not None]
+    requested = observed.requested.replicas.get(app, {}) if observed.requested is not None else {}
+    return PoolView(
+        name=first.pool,
+        site=first.site,
+        market=next(market for market in _MARKETS if market == first.market),
+        slots=first.slots_per_replica,
+        replicas_min=first.min_replicas,
+        replicas_max=first.max_replicas,
+        usd_per_hour=find_price(first, observed.offers),
+        requested=requested.get(first.pool),
+        observed=max(pool.replicas_running for pool in seen),
+        streams=sum(pool.streams_running for pool in seen),
+        kv_use_ratio=max(kv) if kv else None,
+        blocked=observed.blocked_sites.get(first.site),
+    )
+
+
+def _explain_silence(signals: Sequence[GatewaySignals], *, now_s: float) -> str:
+    if not signals:
+        return "no gateway has reported yet"
+    age_s = min(abs(now_s - report.published_s) for report in signals)
+    return f"no gateway has reported for {age_s:.0f} s"

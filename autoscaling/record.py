@@ -1,0 +1,101 @@
+"""The decision record: what was decided and why, as JSON on the blackboard.
+
+One record for everything: people (`tidegate status`), the gateway (which pools are closing) and the
+next autoscaler process, which takes its memory from here. Only adds up what was decided elsewhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter
+
+from autoscaling.snapshot import Decision, Reason, Snapshot
+from autoscaling.stability import ModelMemory
+
+BurstState = Literal["closed", "opening", "open", "closing"]
+
+_MEMORY: TypeAdapter[dict[str, ModelMemory]] = TypeAdapter(
+    dict[str, ModelMemory], config=ConfigDict(extra="forbid")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSummary:
+    """A node as the decision record lists it."""
+
+    id: str
+    node_type: str
+    site: str
+    is_owned: bool
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerReport:
+    """What the scheduler's last tick saw and decided.
+
+    `blocked_sites` says, by site, why demand for it gets no node.
+    """
+
+    nodes: tuple[NodeSummary, ...] = ()
+    launches: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+    usd_per_hour: Decimal = Decimal(0)
+    blocked_sites: Mapping[str, str] = field(default_factory=dict)
+
+
+def build_record(decision: Decision, snapshot: Snapshot, report: SchedulerReport) -> dict[str, Any]:
+    """Return the record of one decision, ready for JSON."""
+    return {
+        "decided_s": snapshot.now_s,
+        "targets": decision.targets,
+        "closing": decision.closing,
+        "burst": find_burst_state(decision, snapshot, report),
+        "reasons": [str(reason) for reason in decision.reasons] + list(report.reasons),
+        "unmet": [str(reason) for reason in decision.unmet],
+        "limits": list(report.limits),
+        "usd_per_hour": str(report.usd_per_hour),
+        "nodes": [
+            {"id": node.id, "type": node.node_type, "site": node.site, "state": node.state}
+            for node in report.nodes
+        ],
+        "memory": _MEMORY.dump_python(dict(decision.memory), mode="json"),
+    }
+
+
+def read_memory(record: Mapping[str, Any]) -> dict[str, ModelMemory]:
+    """Return the memory a record holds.
+
+    Raises:
+        ValueError: it isn't a record of ours; the caller begins without memory.
+    """
+    return _MEMORY.validate_python(record.get("memory", {}))
+
+
+def find_burst_state(decision: Decision, snapshot: Snapshot, report: SchedulerReport) -> BurstState:
+    """Return how open the sites that aren't owned are, from the first wish to the last node."""
+    closing = decision.closing
+    states = []
+    for model in snapshot.models:
+        for pool in model.pools:
+            if pool.is_owned:
+                continue
+            planned = decision.targets[model.app][pool.name]
+            is_closing = pool.name in closing.get(model.app, ())
+            states.append((planned, pool.observed, is_closing))
+    if any(planned > observed for planned, observed, _ in states):
+        return "opening"
+    if any(planned > 0 and not is_closing for planned, _, is_closing in states):
+        return "open"
+    has_left = any(observed > 0 or is_closing for _, observed, is_closing in states)
+    has_nodes = any(not node.is_owned for node in report.nodes)
+    return "closing" if has_left or has_nodes else "closed"
+
+
+def list_news(reasons: Sequence[Reason], known: Sequence[Reason]) -> list[Reason]:
+    """Return the reasons worth a log line: those whose kind and subject weren't there before."""
+    before = {(reason.code, reason.subject) for reason in known}
+    return [reason for reason in reasons if (reason.code, reason.subject) not in before]

@@ -1,0 +1,92 @@
+"""What keeps the number of replicas from flapping: how long a wish must last, and leases.
+
+Decides when a wish is old enough to act on. More comes soon, fewer comes late, and what was raised
+stays for a minimum lease. All memory is a value in and a value out, so the same input gives the
+same answer and a restarted process can take over. Next: `autoscaling.replicas` does the wishing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(frozen=True, slots=True)
+class PoolMemory:
+    """What is remembered of one pool. Times are wall seconds; None = it isn't so now.
+
+    `planned` is the number last decided. `starting_since_s`: fewer run than planned, none has
+    appeared since. `slack_since_s`: it could do with fewer. `raised_s`: last raise, the start of
+    the lease. `closing_since_s`: routing was told to stop, the number isn't lowered yet.
+    """
+
+    planned: int
+    observed: int = 0
+    starting_since_s: float | None = None
+    slack_since_s: float | None = None
+    raised_s: float | None = None
+    closing_since_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMemory:
+    """What is remembered of one model: its pools, and since when it calls for more.
+
+    `owned_short_since_s` and `burst_short_since_s` are kept apart: what may not leave owned sites
+    must never start the clock of those that aren't. `has_answered`: an owned replica ran once.
+    """
+
+    pools: Mapping[str, PoolMemory] = field(default_factory=dict)
+    owned_short_since_s: float | None = None
+    burst_short_since_s: float | None = None
+    has_answered: bool = False
+
+
+def keep_since(since_s: float | None, *, now_s: float, is_so: bool) -> float | None:
+    """Return since when a condition has held without a break, None if it doesn't hold."""
+    if not is_so:
+        return None
+    return now_s if since_s is None or since_s > now_s else since_s
+
+
+def has_lasted(since_s: float | None, *, now_s: float, needed_s: float) -> bool:
+    """Whether a condition has held long enough to act on."""
+    return since_s is not None and now_s - since_s >= needed_s
+
+
+def observe_pool(memory: PoolMemory, *, observed: int, now_s: float) -> PoolMemory:
+    """Return the memory after a look at what runs; each replica that appears restarts the wait."""
+    since_s = None if observed > memory.observed else memory.starting_since_s
+    starting_since_s = keep_since(since_s, now_s=now_s, is_so=observed < memory.planned)
+    return replace(memory, observed=observed, starting_since_s=starting_since_s)
+
+
+def raise_pool(memory: PoolMemory, *, planned: int, now_s: float) -> PoolMemory:
+    """Return the memory after a raise: a new lease, and whatever was being closed is open again."""
+    return replace(
+        memory,
+        planned=planned,
+        starting_since_s=now_s,
+        slack_since_s=None,
+        raised_s=now_s,
+        closing_since_s=None,
+    )
+
+
+def lower_pool(memory: PoolMemory, *, planned: int) -> PoolMemory:
+    """Return the memory after a lowering: the next one needs slack of its own."""
+    return replace(memory, planned=planned, slack_since_s=None, closing_since_s=None)
+
+
+def lease_left_s(memory: PoolMemory, *, now_s: float, min_lease_s: float) -> float:
+    """Return how long the pool must keep its number; 0 when it may be lowered."""
+    if memory.raised_s is None:
+        return 0.0
+    return max(0.0, min_lease_s - max(0.0, now_s - memory.raised_s))
+
+
+def forget_clocks(memory: ModelMemory) -> ModelMemory:
+    """Return the memory after a blind spell: the numbers stay, what wasn't seen didn't last."""
+    pools = {
+        name: replace(pool, slack_since_s=None, closing_since_s=None)
+        for name, pool in memory.pools.items()
+    }
+    return ModelMemory(pools=pools, has_answered=memory.has_answered)
