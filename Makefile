@@ -18,7 +18,7 @@ setup: .venv/.ready ## create .venv with the pinned dependencies (done by every 
 	@echo "Setting up .venv (about a minute, once)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check uv==0.13.9 2>/dev/null
-	@$(BIN)/uv pip install --no-deps -r requirements/cpu.lock $(TORCH_SOURCE)
+	@$(BIN)/uv pip install --compile-bytecode --no-deps -r requirements/cpu.lock $(TORCH_SOURCE)
 	@$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
