@@ -4,6 +4,11 @@ import copy
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# Examples are the same at every run, and a busy machine doesn't fail a law for its speed.
+settings.register_profile("tidegate", max_examples=50, deadline=None, derandomize=True)
+settings.load_profile("tidegate")
 
 _NODE = {"node_config": {}, "min_workers": 0}
 _CONTENT: dict[str, Any] = {

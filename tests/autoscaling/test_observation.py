@@ -1,0 +1,130 @@
+"""What the brain may know of what gateways report: sums, prices, and doubt instead of guesses."""
+
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+
+from autoscaling.guard import Offer
+from autoscaling.observation import Observed, build_snapshot, find_price
+from autoscaling.snapshot import ModelView
+from autoscaling.stability import ModelMemory, PoolMemory
+from deployments.signals import GatewaySignals, ModelSignal, PoolSignal, Targets
+
+POOL = PoolSignal(
+    pool="cloud-l4-on_demand",
+    site="cloud",
+    owned=False,
+    accelerator="l4",
+    market="on_demand",
+    gpus_per_replica=1,
+    slots_per_replica=4,
+    min_replicas=0,
+    max_replicas=2,
+    replicas_running=1,
+    streams_running=2,
+    kv_use_ratio=0.25,
+)
+MODEL = ModelSignal(
+    model="smol",
+    app="smol",
+    waiting_public=1,
+    waiting_internal=2,
+    waiting_restricted=4,
+    waiting_may_burst=3,
+    oldest_wait_s=1.0,
+    pools=(POOL,),
+)
+OFFER = Offer(
+    name="cloud_gpu",
+    site="cloud",
+    market="on_demand",
+    resources={"GPU": 4.0},
+    labels={"accelerator": "l4"},
+    usd_per_hour=Decimal(8),
+)
+
+
+def report(
+    model: ModelSignal = MODEL, *, gateway: str = "a", at_s: float = 100.0
+) -> GatewaySignals:
+    return GatewaySignals(gateway, at_s, (model,))
+
+
+def look(*signals: GatewaySignals, **known: object) -> tuple[ModelView, ...]:
+    observed = Observed(signals=signals, **known)
+    return build_snapshot(observed, now_s=100.0, stale_s=10.0).models
+
+
+def test_gateways_share_replicas_and_add_up_streams_and_waiting() -> None:
+    (model,) = look(report(), report(gateway="b"), offers=(OFFER,))
+    assert (model.waiting, model.waiting_may_burst) == (14, 6)
+    (pool,) = model.pools
+    assert (pool.observed, pool.streams, pool.kv_use_ratio) == (1, 4, 0.25)
+    assert pool.usd_per_hour == Decimal(2), "one of a node's four GPUs at 8 USD/h"
+
+
+def test_a_gateway_that_is_gone_does_not_count_while_another_speaks() -> None:
+    (model,) = look(report(), report(gateway="dead", at_s=50.0))
+    assert model.waiting == 7
+
+
+@pytest.mark.parametrize(
+    ("signals", "doubt"),
+    [
+        ((), "no gateway has reported yet"),
+        ((report(at_s=70.0),), "no gateway has reported for 30 s"),
+        ((report(at_s=130.0),), "no gateway has reported for 30 s"),
+    ],
+    ids=["absent", "stale", "from the future"],
+)
+def test_silence_is_a_doubt_about_every_known_model(
+    signals: tuple[GatewaySignals, ...], doubt: str
+) -> None:
+    memory = {"smol": ModelMemory({"cloud": PoolMemory(1)})}
+    assert look(*signals, memory=memory) == (ModelView("smol", (), doubt=doubt),)
+
+
+@pytest.mark.parametrize(
+    ("model", "doubt"),
+    [
+        (replace(MODEL, waiting_public=-1), "a count is negative or above 1000000"),
+        (replace(MODEL, waiting_may_burst=8), "8 of 7 waiting requests may burst"),
+        (
+            replace(MODEL, pools=(replace(POOL, kv_use_ratio=1.5),)),
+            "kv_use_ratio of cloud-l4-on_demand is 1.5, which isn't within 0..1",
+        ),
+        (
+            replace(MODEL, pools=(replace(POOL, owned=True),)),
+            "cloud-l4-on_demand is owned=True with market 'on_demand'",
+        ),
+        (
+            replace(MODEL, pools=(replace(POOL, min_replicas=3),)),
+            "cloud-l4-on_demand has bounds 3..2 and 4 slots",
+        ),
+        (
+            replace(MODEL, pools=(replace(POOL, replicas_running=10**9),)),
+            "a count is negative or above 1000000",
+        ),
+    ],
+)
+def test_absurd_signals_are_a_doubt_and_no_number_of_theirs_is_used(
+    model: ModelSignal, doubt: str
+) -> None:
+    assert look(report(model)) == (ModelView("smol", (), doubt=f"absurd signals: {doubt}"),)
+
+
+def test_a_model_that_fresh_signals_no_longer_list_is_gone() -> None:
+    memory = {"old": ModelMemory({"cloud": PoolMemory(1)})}
+    assert [model.app for model in look(report(), memory=memory)] == ["smol"]
+
+
+def test_what_was_requested_and_what_is_blocked_reach_the_pool() -> None:
+    requested = Targets(90.0, {"smol": {POOL.pool: 2}})
+    (model,) = look(report(), requested=requested, blocked_sites={"cloud": "full"})
+    assert (model.pools[0].requested, model.pools[0].blocked) == (2, "full")
+
+
+def test_a_pool_no_node_type_can_hold_is_infinitely_dear() -> None:
+    assert find_price(replace(POOL, accelerator="h100"), [OFFER]) == Decimal("Infinity")
+    assert find_price(replace(POOL, gpus_per_replica=8), [OFFER]) == Decimal("Infinity")
