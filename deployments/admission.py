@@ -1,0 +1,105 @@
+"""Who waits, who is served next and who is refused.
+
+Pure. Two lanes share one order of arrival: requests that must stay on owned sites, and requests
+that may leave them. Each lane has a bound of its own, so neither can crowd the other out; a
+request that finds no slot doesn't hold up a later one that may use a slot it may not; and a free
+slot goes to the oldest request that may use it, so nobody starves.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from deployments.routing import LookAgain, ReplicaLoad, Route, Wait, decide_route
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """Bounds of one model's queue at one gateway; `waiting_max` holds for each lane."""
+
+    waiting_max: int = 256
+    wait_s_max: float = 60.0
+    look_again_after_s: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """One waiting request; `number` grows with arrival and is kept when it must be tried again."""
+
+    number: int
+    may_leave_owned: bool
+    excluded: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """This ticket takes this replica's slot."""
+
+    number: int
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Slots to take now, and replicas to ask before more can be said."""
+
+    assignments: tuple[Assignment, ...] = ()
+    look_again: tuple[str, ...] = ()
+
+
+def is_lane_full(waiting: Iterable[Ticket], newcomer: Ticket, limits: QueueLimits) -> bool:
+    """Whether the newcomer's lane holds as many as it may."""
+    lane = sum(1 for ticket in waiting if ticket.may_leave_owned == newcomer.may_leave_owned)
+    return lane >= limits.waiting_max
+
+
+def plan_assignments(
+    waiting: Iterable[Ticket], loads: Sequence[ReplicaLoad], limits: QueueLimits
+) -> Plan:
+    """Who takes which slot, oldest first.
+
+    A lane whose turn finds nothing is passed over from there on: the replicas are the same for all
+    of it. Tickets with replicas of their own to avoid are always looked at one by one.
+    """
+    current = {load.replica_id: load for load in loads}
+    assignments: list[Assignment] = []
+    look_again: set[str] = set()
+    stuck_lanes: set[bool] = set()
+    for ticket in sorted(waiting, key=lambda one: one.number):
+        if ticket.may_leave_owned in stuck_lanes:
+            continue
+        decision = decide_route(
+            current.values(),
+            may_leave_owned=ticket.may_leave_owned,
+            excluded=ticket.excluded,
+            look_again_after_s=limits.look_again_after_s,
+        )
+        if isinstance(decision, Route):
+            taken = decision.load
+            current[taken.replica_id] = replace(taken, held=taken.held + 1)
+            assignments.append(Assignment(ticket.number, decision))
+            continue
+        if isinstance(decision, LookAgain):
+            look_again.update(decision.replica_ids)
+        if not ticket.excluded:
+            stuck_lanes.add(ticket.may_leave_owned)
+    return Plan(tuple(assignments), tuple(sorted(look_again)))
+
+
+def is_anything_running(
+    loads: Iterable[ReplicaLoad], *, may_leave_owned: bool, excluded: frozenset[str]
+) -> bool:
+    """Whether a replica that may answer runs at all: the difference between 429 and 503."""
+    decision = decide_route(loads, may_leave_owned=may_leave_owned, excluded=excluded)
+    return not isinstance(decision, Wait) or decision.is_running
+
+
+def estimate_retry_after_s(*, waiting: int, slots: int, mean_hold_s: float | None) -> int:
+    """Whole seconds until a newcomer would probably find a slot, between 1 and 60.
+
+    Every slot serves one request per `mean_hold_s`; without any finished request to learn from, a
+    few seconds are as good a guess as any.
+    """
+    if mean_hold_s is None or slots <= 0:
+        return 5
+    return min(60, max(1, math.ceil((waiting + 1) * mean_hold_s / slots)))

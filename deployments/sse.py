@@ -1,0 +1,93 @@
+"""A stream of server-sent events on its way through: seen, hardly touched.
+
+Pure. Whole events go through as they came. Looked at are the end mark and the event that carries
+usage, which is kept back from clients that didn't ask for it.
+"""
+
+import json
+from dataclasses import dataclass, field
+
+_GAP = b"\n\n"
+_DONE = b"data: [DONE]"
+_ERROR = b'data: {"error"'
+_EVENT_BYTES_MAX = 8 * 1024 * 1024
+
+
+class BrokenEventError(Exception):
+    """What came isn't a stream of events."""
+
+
+@dataclass
+class EventRelay:
+    """One stream; `feed` returns what may be passed on.
+
+    `is_done`: the end mark came. `has_failed`: the engine reported an error of its own on the way.
+    """
+
+    wants_usage: bool
+    is_done: bool = False
+    has_failed: bool = False
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    _rest: bytes = field(default=b"", repr=False)
+
+    def feed(self, piece: bytes) -> bytes:
+        """The whole events complete with `piece`, less what the client didn't ask for."""
+        data = self._rest + piece.replace(b"\r\n", b"\n")
+        end = data.rfind(_GAP)
+        if end < 0:
+            self._rest = data
+            if len(data) > _EVENT_BYTES_MAX:
+                raise BrokenEventError(f"an event is longer than {_EVENT_BYTES_MAX} bytes")
+            return b""
+        whole, self._rest = data[: end + 2], data[end + 2 :]
+        self.has_failed = self.has_failed or _ERROR in whole
+        if b'"usage"' not in whole and _DONE not in whole:
+            return whole
+        return b"".join(
+            event + _GAP for event in whole.split(_GAP) if event and self._passes(event)
+        )
+
+    def _passes(self, event: bytes) -> bool:
+        if event.startswith(_DONE):
+            self.is_done = True
+            return True
+        if b'"usage"' not in event:
+            return True
+        chunk = _chunk_of(event)
+        usage = chunk.get("usage")
+        if not isinstance(usage, dict):
+            return True
+        self.prompt_tokens, self.completion_tokens = read_usage(usage)
+        return self.wants_usage or bool(chunk.get("choices"))
+
+
+def read_usage(usage: object) -> tuple[int | None, int | None]:
+    """Prompt and completion tokens in an OpenAI usage object; None for what it doesn't say."""
+    if not isinstance(usage, dict):
+        return None, None
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return (
+        prompt if isinstance(prompt, int) else None,
+        completion if isinstance(completion, int) else None,
+    )
+
+
+def render_event(payload: bytes) -> bytes:
+    """One event that carries `payload`."""
+    return b"data: " + payload + _GAP
+
+
+def list_chunks(events: bytes) -> list[dict[str, object]]:
+    """The JSON objects in whole events, without the end mark."""
+    chunks = [_chunk_of(event) for event in events.split(_GAP) if event.startswith(b"data:")]
+    return [chunk for chunk in chunks if chunk]
+
+
+def _chunk_of(event: bytes) -> dict[str, object]:
+    """The JSON of an event; empty if it isn't any, which is then the client's to judge."""
+    try:
+        chunk = json.loads(event.removeprefix(b"data:").strip())
+    except ValueError:
+        return {}
+    return chunk if isinstance(chunk, dict) else {}
