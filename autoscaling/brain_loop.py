@@ -1,0 +1,138 @@
+"""The brain's edge: blackboard in, blackboard out, once a second.
+
+Observe, decide, re-check, act, record, each a few lines; the deciding is `autoscaling.replicas`.
+Memory is rebuilt from the last record, so a killed process goes on where it stopped.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from autoscaling.guard import Offer
+from autoscaling.observation import Observed, build_snapshot
+from autoscaling.record import SchedulerReport, build_record, list_news, read_memory
+from autoscaling.replicas import decide_replicas
+from autoscaling.snapshot import BurstPolicy, Decision, Reason, Snapshot
+from autoscaling.stability import ModelMemory
+from cluster.config import BurstSettings, ClusterSettings
+from deployments.signals import Blackboard, GatewaySignals, Targets
+
+_log = logging.getLogger(__name__)
+
+# A gateway silent for this long is gone; its last words are taken off the board.
+_FORGET_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where a tick looks besides the blackboard. `now_s` returns wall time."""
+
+    read_settings: Callable[[], ClusterSettings]
+    read_report: Callable[[], SchedulerReport]
+    now_s: Callable[[], float]
+
+
+class BrainLoop:
+    """Carries the brain's decisions to the blackboard."""
+
+    def __init__(self, board: Blackboard, sources: Sources) -> None:
+        self._board = board
+        self._sources = sources
+        self._memory: dict[str, ModelMemory] | None = None
+        self._known: tuple[Reason, ...] = ()
+
+    def tick(self) -> Decision:
+        """Return the decision just carried out.
+
+        Raises what the GCS client raises when it is away; nothing is remembered then.
+        """
+        settings = self._sources.read_settings()
+        report = self._sources.read_report()
+        requested = self._board.get_targets()
+        if self._memory is None:
+            self._memory = self._recall()
+        policy = build_policy(settings.burst)
+        observed = Observed(
+            signals=self._list_signals(),
+            requested=requested,
+            offers=list_offers(settings),
+            blocked_sites=report.blocked_sites,
+            memory=self._memory,
+        )
+        snapshot = build_snapshot(
+            observed, now_s=self._sources.now_s(), stale_s=policy.signals_stale_s
+        )
+        decision = decide_replicas(snapshot, policy)
+        self._act(decision, snapshot, requested)
+        self._board.put_decision(build_record(decision, snapshot, report))
+        self._memory = dict(decision.memory)
+        self._say(decision)
+        return decision
+
+    def _act(self, decision: Decision, snapshot: Snapshot, requested: Targets | None) -> None:
+        """Write the targets, unless they were written meanwhile or there is nothing to say.
+
+        Without any model known, targets on the board are another process's word: they stay.
+        """
+        if not decision.memory and requested is not None and not snapshot.models:
+            return
+        if self._board.get_targets() != requested:
+            _log.warning("another process wrote targets: this decision is not carried out")
+            return
+        self._board.put_targets(Targets(decided_s=snapshot.now_s, replicas=decision.targets))
+
+    def _recall(self) -> dict[str, ModelMemory]:
+        """Return the memory of the last record, none if there is none that can be read."""
+        try:
+            memory = read_memory(self._board.get_decision() or {})
+        except ValueError as exc:
+            _log.warning("the last decision record can't be read, beginning without it: %s", exc)
+            return {}
+        if memory:
+            _log.info("going on from the last decision record: %s", ", ".join(sorted(memory)))
+        return memory
+
+    def _list_signals(self) -> Sequence[GatewaySignals]:
+        """Return what gateways said; unreadable words are no words, and what is old is removed."""
+        try:
+            signals = self._board.list_signals()
+        except ValueError as exc:
+            _log.warning("signals can't be read, numbers are held: %s", exc)
+            return ()
+        for report in signals:
+            if self._sources.now_s() - report.published_s > _FORGET_S:
+                self._board.forget_signals(report.gateway)
+        return signals
+
+    def _say(self, decision: Decision) -> None:
+        """Log what is new: every change with its reason, every hold when its kind changes."""
+        reasons = (*decision.reasons, *decision.unmet)
+        changes = {"raise", "lower", "close", "bounds"}
+        news = {str(reason) for reason in list_news(reasons, self._known)}
+        for reason in reasons:
+            if reason.code in changes or str(reason) in news:
+                _log.info("brain: %s", reason)
+        self._known = reasons
+
+
+def build_policy(settings: BurstSettings) -> BurstPolicy:
+    """Return the brain's policy from the cluster file's settings."""
+    return BurstPolicy(**settings.model_dump())
+
+
+def list_offers(settings: ClusterSettings) -> tuple[Offer, ...]:
+    """Return the node types of the cluster file, for what they hold and cost."""
+    return tuple(
+        Offer(
+            name=node_type.name,
+            site=node_type.site,
+            market=node_type.market,
+            resources={name: float(amount) for name, amount in node_type.resources.items()},
+            labels=node_type.labels,
+            usd_per_hour=Decimal(node_type.usd_per_hour),
+            nodes_min=node_type.min_nodes,
+            nodes_max=node_type.max_nodes,
+        )
+        for node_type in settings.node_types.values()
+    )
