@@ -7,7 +7,6 @@ in a header, in `system_fingerprint` and in the first word of every answer.
 import logging
 from typing import Annotated, Any
 
-import ray
 from pydantic import Field, ValidationError
 from ray import serve
 from ray.serve import Deployment
@@ -15,8 +14,9 @@ from ray.serve import Deployment
 from deployments.emulated_app import build_emulated_app
 from deployments.emulated_wire import Served
 from deployments.gpu_performance import PerformanceRow, find_row
+from deployments.node import read_identity, read_node_address
 from deployments.pool_options import build_bundles, build_pool_options
-from deployments.replica_http import ReplicaServer, identity_from_labels
+from deployments.replica_http import ReplicaServer
 from deployments.slots import SlotKeeper
 from deployments.spec import ModelSpec, PoolSpec, Strict
 
@@ -79,13 +79,10 @@ class EmulatedReplica:
         )
         app = build_emulated_app(row.to_performance(), served=served, slots=pool.slots)
         self._engine = app.engine
-        labels = ray.get_runtime_context().get_node_labels()
-        identity = identity_from_labels(labels, pool=pool.name, engine="emulated", slots=pool.slots)
+        identity = read_identity(pool)
         self._slots = SlotKeeper(app)
         self._slots.start()
-        self._http = ReplicaServer(
-            self._slots, identity=identity, host=ray.util.get_node_ip_address()
-        )
+        self._http = ReplicaServer(self._slots, identity=identity, host=read_node_address())
         self._http.start()
         logger.info(
             "emulated replica answers: pool=%s site=%s gpu=%s (%s)",

@@ -10,25 +10,31 @@ and whoever builds or deploys the application needs none of it.
 import logging
 import os
 import secrets
+import threading
+import time
 from typing import Any
 
-import ray
 from ray import serve
 from ray.serve import Deployment
 
 from cluster.processes import KEEP_MARKS_READABLE, MARK_REPLICA, start_reaper
+from deployments.node import read_identity, read_node_address
 from deployments.pool_options import build_bundles, build_pool_options
-from deployments.replica_http import ReplicaServer, identity_from_labels
-from deployments.spec import ModelSpec, PoolSpec, resolve_weights
+from deployments.replica_http import ReplicaServer
+from deployments.slots import SlotKeeper
+from deployments.spec import ModelSpec, PoolSpec, models_dir, resolve_weights
 
-logger = logging.getLogger(__name__)
+# Serve configures handlers for this logger and its children only.
+logger = logging.getLogger("ray.serve.tidegate.engine")
 
 _STOP_GRACE_S = 5.0
+_ENGINE_POLL_S = 0.25
+_LAST_ANSWERS_S = 2.0
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     # A forked engine would show its parent's environment, without the mark it is found by.
-    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
 _CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 _CPU_ENGINE_ARGS = {"dtype": "float32"}
@@ -50,16 +56,19 @@ def vllm_deployment(model: ModelSpec, pool: PoolSpec) -> Deployment:
 class VllmReplica:
     """One engine of a pool. Constructing it returns when the engine answers over HTTP."""
 
-    async def __init__(self, model: ModelSpec, pool: PoolSpec) -> None:
+    async def __init__(self, model: ModelSpec, pool: PoolSpec) -> None:  # type: ignore[misc]  # Serve awaits it
         self._reaper = _own_engine_processes()
+        self._is_stopping = False
         _set_environment(pool)
-        labels = ray.get_runtime_context().get_node_labels()
-        identity = identity_from_labels(labels, pool=pool.name, engine="vllm", slots=pool.slots)
+        identity = read_identity(pool)
         self._llm_server = await _start_llm_server(model, pool)
         self._stats = _watch_scheduler(self._engine_client)
         app = await self._llm_server.engine.build_asgi_app()
-        self._http = ReplicaServer(app, identity=identity, host=ray.util.get_node_ip_address())
+        self._slots = SlotKeeper(app)
+        self._slots.start()
+        self._http = ReplicaServer(self._slots, identity=identity, host=read_node_address())
         self._http.start()
+        threading.Thread(target=self._end_with_engine, name="engine-watch", daemon=True).start()
         logger.info("replica answers: pool=%s site=%s", identity.pool, identity.site)
 
     @property
@@ -75,24 +84,34 @@ class VllmReplica:
         return self._stats.to_dict()
 
     async def check_health(self) -> None:
-        """Raise when the engine or the HTTP server is dead, so that Serve replaces the replica.
-
-        The port closes with the first failure: new requests are refused at once and go elsewhere,
-        those under way end with the engine's error.
-        """
+        """Raise when the engine or the HTTP server is dead, so that Serve replaces the replica."""
         self._http.raise_if_stopped()
-        try:
-            await self._llm_server.check_health()
-        except BaseException:
-            self._http.begin_stop()
-            raise
+        await self._llm_server.check_health()
 
     async def __del__(self) -> None:
         """Stop answering, then end the engine; Serve calls this after the drain."""
+        self._is_stopping = True
         if hasattr(self, "_http"):
             await self._http.stop(grace_s=_STOP_GRACE_S)
         if hasattr(self, "_llm_server"):
             self._engine_client.shutdown()
+
+    def _end_with_engine(self) -> None:
+        """End this process soon after its engine died; runs in a thread of its own.
+
+        The port closes first, so new requests go elsewhere, and those under way get the engine's
+        error. Then the process goes: a dead actor is replaced at the next health check, while
+        three failed checks take longer, and a dead engine's clean-up can hold the event loop, and
+        with it every answer to Serve, for half a minute. The reaper ends what the engine left.
+        """
+        while not self._engine_client.errored:
+            time.sleep(_ENGINE_POLL_S)
+        if self._is_stopping:
+            return
+        self._http.begin_stop()
+        logger.critical("engine died; ending replica so that Serve replaces it")
+        time.sleep(_LAST_ANSWERS_S)
+        os._exit(1)
 
 
 def count_workers(pool: PoolSpec) -> int:
@@ -147,6 +166,7 @@ def build_llm_config(model: ModelSpec, pool: PoolSpec) -> Any:
         accelerator_config={"kind": "cpu" if pool.accelerator == "cpu" else "gpu"},
         placement_group_config={"bundle_per_worker": worker},
         engine_kwargs=build_engine_args(model, pool),
+        callback_config={"callback_class": "deployments.local_weights.LocalWeights"},
     )
 
 
@@ -160,6 +180,9 @@ def _own_engine_processes() -> Any:
 
 def _set_environment(pool: PoolSpec) -> None:
     os.environ.update(_ENVIRONMENT)
+    # Compiled graphs are kept beside the weights: the home folder of a local node is its own and
+    # empty, and compiling takes longer than everything else at a start.
+    os.environ.setdefault("VLLM_CACHE_ROOT", str(models_dir().parent / "vllm"))
     if pool.accelerator == "cpu":
         for name, value in _CPU_ENVIRONMENT.items():
             os.environ.setdefault(name, value)

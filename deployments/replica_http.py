@@ -19,7 +19,8 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-logger = logging.getLogger(__name__)
+# Serve configures handlers for this logger and its children only.
+logger = logging.getLogger("ray.serve.tidegate.replica")
 
 ENGINE_HEADER = "X-Tidegate-Engine"
 CLASS_HEADER = "X-Tidegate-Data-Class"
@@ -226,19 +227,6 @@ class _QuietServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def identity_from_labels(
-    labels: dict[str, str], *, pool: str, engine: str, slots: int
-) -> ReplicaIdentity:
-    """Return who this replica is by its own node's labels; a node without `owned` isn't owned."""
-    return ReplicaIdentity(
-        pool=pool,
-        engine=engine,
-        site=labels.get("site", "unknown"),
-        is_owned=labels.get("owned") == "true",
-        slots=slots,
-    )
 
 
 def _is_listed(scope: Scope) -> bool:
