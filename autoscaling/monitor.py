@@ -15,13 +15,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoscaling.settings_reader import SettingsReader
 from autoscaling.supervisor import Session, Supervisor, start_detached, watch_parent
 
 _SUPERVISOR_LOG = "monitor_supervisor.log"
 _OUTPUT_LOG = "monitor.out"
 _LOG_FORMAT = "%(asctime)s\t%(levelname)s %(name)s -- %(message)s"
-
-_log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -75,7 +74,7 @@ def _supervise(options: argparse.Namespace) -> int:
 
 
 def _autoscale(options: argparse.Namespace) -> int:
-    """Be the autoscaler. Without a supervisor (standard input isn't a pipe) nobody is watched."""
+    """Be the autoscaler. It ends only by failing, or with its supervisor."""
     session = Session.find(gcs_address=options.gcs_address, logs_dir=options.logs_dir)
 
     def replace_supervisor() -> None:
@@ -85,14 +84,21 @@ def _autoscale(options: argparse.Namespace) -> int:
         os._exit(1)
 
     watch_parent(replace_supervisor)
-    from autoscaling.ray_monitor import run_autoscaler  # noqa: PLC0415 - the supervisor has no Ray
+    config_path = Path(options.autoscaling_config).expanduser()
+    settings = SettingsReader(config_path)
+    os.environ.setdefault("AUTOSCALER_UPDATE_INTERVAL_S", str(options.update_interval_s))
+    ports = settings.read().ports
+    if ports is not None:
+        os.environ.setdefault("AUTOSCALER_METRIC_PORT", str(ports.autoscaler_metrics))
+    from autoscaling.ray_monitor import run_autoscaler  # noqa: PLC0415 - Ray reads these at import
 
-    return run_autoscaler(
+    run_autoscaler(
         gcs_address=options.gcs_address,
-        config_path=Path(options.autoscaling_config).expanduser(),
+        config_path=config_path,
         logs_dir=session.logs_dir,
-        update_interval_s=options.update_interval_s,
+        settings=settings,
     )
+    return 1
 
 
 if __name__ == "__main__":

@@ -1,10 +1,29 @@
 """The cluster the autoscaling tests share: 4-GPU on-prem nodes, 1-GPU cloud nodes, both at zero."""
 
 import copy
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import settings
+
+from cluster.ledger import Intent, Ledger
+from cluster.model import NodeId, NodeRecord, NodeTypeName, SiteName
+from cluster.owner import open_owner
+from cluster.processes import KEEP_MARKS_READABLE, MARK_CLUSTER, end_marked, list_marked
+
+_ROOT = Path(__file__).parents[2]
 
 # Examples are the same at every run, and a busy machine doesn't fail a law for its speed.
 settings.register_profile("tidegate", max_examples=50, deadline=None, derandomize=True)
@@ -84,3 +103,140 @@ _CONTENT: dict[str, Any] = {
 def cluster_content() -> dict[str, Any]:
     """The content of a cluster file without mistakes; each test's own copy."""
     return copy.deepcopy(_CONTENT)
+
+
+@dataclass
+class LiveHead:
+    """A real Ray head without Ray's own monitor, on ports and in a folder of its own.
+
+    Its worker nodes are of the fake backend: they are launched and never join. Everything it
+    starts is marked, so nothing of it is left behind.
+    """
+
+    folder: Path
+    content: dict[str, Any]
+    port: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
+    mark: str = field(default_factory=lambda: f"tidegate-test-{secrets.token_hex(4)}")
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "ray" / "session_latest" / "logs"
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "cluster.yaml"
+
+    def start(self) -> None:
+        self.content["provider"]["state_dir"] = str(self.folder / "state")
+        self.config_file.write_text(yaml.safe_dump(self.content))
+        self.port = _find_free_port()
+        self.environment |= {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_enable_autoscaler_v2": "1",
+            "RAY_CLOUD_INSTANCE_ID": "head-0",
+            "RAY_NODE_TYPE_NAME": "head",
+            "RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S": "0",
+            "RAY_OVERRIDE_LABELS": '{"site": "onprem", "market": "owned", "owned": "true"}',
+            "AUTOSCALER_METRIC_PORT": str(_find_free_port()),
+            "PYTHONPATH": str(_ROOT),
+            MARK_CLUSTER: self.mark,
+            **KEEP_MARKS_READABLE,
+        }
+        self._remember_head()
+        self.run(
+            *("ray", "start", "--head", "--no-monitor", "--num-cpus=1", "--num-gpus=0"),
+            *(f"--port={self.port}", "--node-ip-address=127.0.0.1"),
+            *(f"--temp-dir={self.folder / 'ray'}", "--include-dashboard=false"),
+            *("--min-worker-port=0", "--max-worker-port=0"),
+            *(f"--ray-client-server-port={_find_free_port()}",),
+            *(f"--dashboard-agent-listen-port={_find_free_port()}",),
+            *("--object-store-memory=100000000", "--disable-usage-stats"),
+        )
+
+    def start_autoscaler(self) -> None:
+        """The head start command of the cluster file."""
+        self.run(
+            *(sys.executable, "-m", "autoscaling.monitor", "--supervise"),
+            *("--gcs-address", self.address, "--autoscaling-config", str(self.config_file)),
+            *("--logs-dir", str(self.logs), "--update-interval-s", "1"),
+        )
+
+    def run(self, *command: str) -> str:
+        """The output of a command with the cluster's environment; it must succeed."""
+        program = _ROOT / ".venv" / "bin" / command[0]
+        found = subprocess.run(
+            [str(program) if program.exists() else command[0], *command[1:]],
+            env=os.environ | self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert found.returncode == 0, found.stdout + found.stderr
+        return found.stdout
+
+    def launched(self) -> list[NodeRecord]:
+        """Every worker node ever launched, oldest first."""
+        return [node for node in self._ledger().list_all() if not node.is_head]
+
+    def processes(self, text: str) -> list[int]:
+        """Our processes whose command line holds a text."""
+        return [
+            pid
+            for pid in list_marked(MARK_CLUSTER, self.mark)
+            if text in (Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
+        ]
+
+    def stop(self) -> None:
+        end_marked(MARK_CLUSTER, self.mark, grace_s=3)
+
+    def _ledger(self) -> Ledger:
+        return Ledger(self.folder / "state" / self.content["cluster_name"] / "ledger.db")
+
+    def _remember_head(self) -> None:
+        """The record `ray up` makes of the head; this process owns it, so nobody judges it gone."""
+        head = Intent(
+            node_id=NodeId("head-0"),
+            site=SiteName("onprem"),
+            node_type=NodeTypeName("head"),
+            is_head=True,
+            usd_per_hour=Decimal(0),
+            tags={"ray-node-type": "head", "ray-user-node-type": "head"},
+            node_config={},
+        )
+        self._ledger().open_intents([head], owner=open_owner(), check=lambda _: None)
+
+
+@pytest.fixture
+def live_head(cluster_content: dict[str, Any]) -> Iterator[LiveHead]:
+    """A running head in a short folder (Ray's sockets have short names); gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="tga", ignore_cleanup_errors=True) as folder:
+        head = LiveHead(Path(folder), cluster_content)
+        try:
+            head.start()
+            yield head
+        finally:
+            head.stop()
+
+
+def wait_for(what: Callable[[], Any], *, timeout_s: float, why: str) -> Any:
+    """What the function returns as soon as it is true."""
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"not within {timeout_s} s: {why}")
+
+
+def _find_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
