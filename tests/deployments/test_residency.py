@@ -72,7 +72,7 @@ def test_a_key_that_may_not_burst_stays_on_owned_sites_whatever_its_class() -> N
 
 
 def test_nobody_but_residency_makes_a_permit() -> None:
-    with pytest.raises(TypeError, match="comes from residency.grant_permit"):
+    with pytest.raises(TypeError, match="comes from residency"):
         Permit(clearance(DataClass.PUBLIC), site="cloud", is_owned=False)
 
 

@@ -1,0 +1,230 @@
+"""The queue at work: who gets which slot, when it comes back, and who is refused."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deployments.admission import QueueLimits
+from deployments.model_queue import HeldSlot, ModelQueue
+from deployments.refusals import BusyError, UnavailableError
+from deployments.residency import Clearance, DataClass
+
+LIMITS = QueueLimits(waiting_max=3, wait_s_max=0.2, look_again_after_s=0.01)
+PATIENT = replace(LIMITS, waiting_max=1000, wait_s_max=30.0)
+
+
+def request(data_class: DataClass = DataClass.INTERNAL, *, may_burst: bool = True) -> Clearance:
+    return Clearance("r", data_class, may_burst, "0" * 64)
+
+
+RESTRICTED = request(DataClass.RESTRICTED)
+
+
+@pytest.fixture
+async def queue(onprem: Any, cloud: Any) -> AsyncIterator[ModelQueue]:
+    made = ModelQueue([onprem, cloud], limits=LIMITS)
+    yield made
+    await made.close()
+
+
+async def take(queue: ModelQueue, clearance: Clearance | None = None) -> HeldSlot:
+    return await queue.wait_for_slot(queue.arrive(clearance or request()))
+
+
+async def settle() -> None:
+    """Let every task that can run do so."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_owned_slots_fill_before_the_cloud_is_used(
+    queue: ModelQueue, onprem: Any, cloud: Any
+) -> None:
+    onprem.add("o")
+    cloud.add("c")
+    sites = [(await take(queue)).address.site for _ in range(4)]
+    assert sites == ["onprem", "onprem", "cloud", "cloud"]
+
+
+async def test_a_released_slot_goes_to_the_one_who_waited_longest(
+    queue: ModelQueue, onprem: Any
+) -> None:
+    onprem.add("o")
+    held = [await take(queue) for _ in range(2)]
+    first = asyncio.create_task(take(queue))
+    await settle()
+    second = asyncio.create_task(take(queue))
+    await settle()
+    held[0].release()
+    await settle()
+    assert first.done()
+    assert not second.done()
+    second.cancel()
+
+
+async def test_restricted_waits_for_owned_while_others_go_to_the_cloud(
+    queue: ModelQueue, onprem: Any, cloud: Any
+) -> None:
+    onprem.add("o")
+    cloud.add("c")
+    held = [await take(queue) for _ in range(2)]
+    waiting = asyncio.create_task(take(queue, RESTRICTED))
+    await settle()
+    assert (await take(queue)).address.site == "cloud"
+    assert not waiting.done()
+    held[0].release()
+    assert (await waiting).address.site == "onprem"
+
+
+async def test_a_wait_that_is_over_is_refused_as_busy_with_a_hint(
+    queue: ModelQueue, onprem: Any, cloud: Any
+) -> None:
+    onprem.add("o")
+    cloud.add("c")
+    for _ in range(2):
+        await take(queue, RESTRICTED)
+    with pytest.raises(BusyError) as caught:
+        await take(queue, RESTRICTED)
+    assert caught.value.retry_after_s is not None
+    assert caught.value.retry_after_s >= 1
+
+
+async def test_a_wait_for_something_that_never_runs_is_refused_as_unavailable(
+    queue: ModelQueue, cloud: Any
+) -> None:
+    cloud.add("c")
+    with pytest.raises(UnavailableError):
+        await take(queue, RESTRICTED)
+
+
+async def test_a_full_lane_refuses_at_once_and_leaves_the_other_lane_open(
+    queue: ModelQueue, onprem: Any, cloud: Any
+) -> None:
+    onprem.add("o")
+    cloud.add("c")
+    for _ in range(2):
+        await take(queue, RESTRICTED)
+    waiting = [asyncio.create_task(take(queue, RESTRICTED)) for _ in range(3)]
+    await settle()
+    with pytest.raises(BusyError):
+        await take(queue, RESTRICTED)
+    assert (await take(queue)).address.site == "cloud"
+    for task in waiting:
+        task.cancel()
+
+
+async def test_a_pool_that_appears_later_serves_those_who_wait(
+    queue: ModelQueue, onprem: Any
+) -> None:
+    waiting = asyncio.create_task(take(queue))
+    await settle()
+    onprem.add("o")
+    assert (await waiting).address.site == "onprem"
+
+
+async def test_a_slot_another_gateway_took_sends_the_request_back_into_the_queue(
+    queue: ModelQueue, onprem: Any, cloud: Any
+) -> None:
+    onprem.add("o")
+    onprem.foreign["o"] = 2
+    cloud.add("c")
+    assert (await take(queue)).address.site == "cloud"
+    assert onprem.refused == 1
+
+
+async def test_nobody_is_refused_while_another_gateway_has_freed_an_owned_slot(
+    queue: ModelQueue, onprem: Any
+) -> None:
+    """We were told the replica is full; since then it emptied without telling us."""
+    onprem.add("o")
+    onprem.heard["o"] = 2
+    assert (await take(queue, RESTRICTED)).address.site == "onprem"
+    assert onprem.looks >= 1
+
+
+async def test_a_replica_that_says_it_stands_elsewhere_is_never_used(
+    queue: ModelQueue, onprem: Any, cloud: Any
+) -> None:
+    cloud.add("liar", replace(_address(cloud), site="onprem", owned=True))
+    onprem.add("other liar", replace(_address(onprem), owned=False))
+    with pytest.raises(UnavailableError):
+        await take(queue)
+
+
+async def test_a_replica_that_failed_is_left_alone_for_a_while(
+    queue: ModelQueue, onprem: Any
+) -> None:
+    onprem.add("a")
+    onprem.add("b")
+    first = await take(queue)
+    queue.suspect(first.replica_id)
+    others = {(await take(queue)).replica_id for _ in range(2)}
+    assert first.replica_id not in others
+
+
+async def test_a_client_that_leaves_while_waiting_takes_nothing_with_it(
+    queue: ModelQueue, onprem: Any
+) -> None:
+    onprem.add("o")
+    held = [await take(queue) for _ in range(2)]
+    leaver = asyncio.create_task(take(queue))
+    await settle()
+    leaver.cancel()
+    await settle()
+    assert queue.list_waiting() == []
+    held[0].release()
+    await settle()
+    assert onprem.taken["o"] == 1
+
+
+async def test_a_client_that_leaves_while_its_slot_is_being_taken_gives_it_back(
+    queue: ModelQueue, onprem: Any
+) -> None:
+    onprem.add("o")
+    for steps in range(8):
+        leaver = asyncio.create_task(take(queue))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        leaver.cancel()
+        await asyncio.gather(leaver, return_exceptions=True)
+        if not leaver.cancelled():
+            leaver.result().release()
+        await settle()
+        assert onprem.taken.get("o", 0) == 0, steps
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(classes=st.lists(st.sampled_from(list(DataClass)), min_size=1, max_size=40), data=st.data())
+async def test_under_any_load_every_request_is_served_and_restricted_stays_on_owned_sites(
+    classes: list[DataClass], data: st.DataObject, make_pools: Any
+) -> None:
+    onprem, cloud = make_pools()
+    onprem.add("o")
+    for index in range(data.draw(st.integers(0, 2))):
+        cloud.add(f"c{index}")
+    queue = ModelQueue([onprem, cloud], limits=PATIENT)
+    sites: list[tuple[DataClass, str]] = []
+
+    async def one(data_class: DataClass) -> None:
+        slot = await take(queue, request(data_class))
+        sites.append((data_class, slot.address.site))
+        assert onprem.taken["o"] <= onprem.spec.slots
+        await asyncio.sleep(0)
+        slot.release()
+
+    await asyncio.gather(*(one(data_class) for data_class in classes))
+    assert len(sites) == len(classes)
+    assert (DataClass.RESTRICTED, "cloud") not in sites
+    await settle()
+    assert sum(onprem.taken.values()) + sum(cloud.taken.values()) == 0
+    await queue.close()
+
+
+def _address(pool: Any) -> Any:
+    pool.add("template")
+    return pool.addresses.pop("template")
