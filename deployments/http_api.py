@@ -5,6 +5,7 @@ from the moment the body is read, so waiting in the queue ends with the client t
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -37,6 +38,8 @@ _METHODS = {
     "/metrics": "GET",
 }
 _JSON = "application/json"
+_DRAIN_BYTES_MAX = 64 * 1024 * 1024
+_DRAIN_S_MAX = 2.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 
 
@@ -57,6 +60,7 @@ class HttpCall:
         self.authorization = self._headers.get(b"authorization")
         self.stated_class = self._headers.get(b"x-data-class")
         self.watch: asyncio.Task[None] | None = None
+        self._is_read = False
         self._worker = asyncio.current_task()
 
     async def read(self) -> CompletionBase:
@@ -100,7 +104,18 @@ class HttpCall:
                 raise self._too_large()
             pieces.append(piece)
             if not message.get("more_body", False):
+                self._is_read = True
                 return b"".join(pieces)
+
+    async def drain(self) -> None:
+        """Read on and forget, within bounds: a client that is still sending hears no refusal."""
+        bytes_left = _DRAIN_BYTES_MAX
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S_MAX):
+                while not self._is_read and bytes_left > 0:
+                    message = await self._receive()
+                    bytes_left -= len(message.get("body", b""))
+                    self._is_read = not message.get("more_body", False)
 
     async def _cancel_when_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -141,6 +156,7 @@ class HttpApi:
         try:
             await self._route(call, scope, send)
         except RequestRefusedError as exc:
+            await call.drain()
             await _send_refusal(send, exc)
         except ClientGoneError:
             logger.info("Request %s: the client left before it was read.", call.request_id)
@@ -195,8 +211,8 @@ async def _send_refusal(send: Send, refusal: RequestRefusedError) -> None:
         headers["Retry-After"] = str(refusal.retry_after_s)
     if refusal.status == 401:  # noqa: PLR2004 - HTTP
         headers["WWW-Authenticate"] = "Bearer"
-    if refusal.status in {401, 413}:
-        # The body may be unread; a connection that still carries it can't be used again.
+    if refusal.status == 413:  # noqa: PLR2004 - HTTP
+        # A body beyond the drain's bound is unread; its connection can't be used again.
         headers["Connection"] = "close"
     await _send_whole(send, refusal.status, refusal.to_body(), headers)
 

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +12,7 @@ from deployments.admission import QueueLimits
 from deployments.model_queue import HeldSlot, ModelQueue
 from deployments.refusals import BusyError, UnavailableError
 from deployments.residency import Clearance, DataClass
+from tests.deployments.gateway_fakes import FakePool, make_address, make_pool_spec
 
 LIMITS = QueueLimits(waiting_max=3, wait_s_max=0.2, look_again_after_s=0.01)
 PATIENT = replace(LIMITS, waiting_max=1000, wait_s_max=30.0)
@@ -26,7 +26,17 @@ RESTRICTED = request(DataClass.RESTRICTED)
 
 
 @pytest.fixture
-async def queue(onprem: Any, cloud: Any) -> AsyncIterator[ModelQueue]:
+def onprem() -> FakePool:
+    return FakePool(make_pool_spec(site="onprem", owned=True))
+
+
+@pytest.fixture
+def cloud() -> FakePool:
+    return FakePool(make_pool_spec(site="cloud", owned=False))
+
+
+@pytest.fixture
+async def queue(onprem: FakePool, cloud: FakePool) -> AsyncIterator[ModelQueue]:
     made = ModelQueue([onprem, cloud], limits=LIMITS)
     yield made
     await made.close()
@@ -43,7 +53,7 @@ async def settle() -> None:
 
 
 async def test_owned_slots_fill_before_the_cloud_is_used(
-    queue: ModelQueue, onprem: Any, cloud: Any
+    queue: ModelQueue, onprem: FakePool, cloud: FakePool
 ) -> None:
     onprem.add("o")
     cloud.add("c")
@@ -52,7 +62,7 @@ async def test_owned_slots_fill_before_the_cloud_is_used(
 
 
 async def test_a_released_slot_goes_to_the_one_who_waited_longest(
-    queue: ModelQueue, onprem: Any
+    queue: ModelQueue, onprem: FakePool
 ) -> None:
     onprem.add("o")
     held = [await take(queue) for _ in range(2)]
@@ -68,7 +78,7 @@ async def test_a_released_slot_goes_to_the_one_who_waited_longest(
 
 
 async def test_restricted_waits_for_owned_while_others_go_to_the_cloud(
-    queue: ModelQueue, onprem: Any, cloud: Any
+    queue: ModelQueue, onprem: FakePool, cloud: FakePool
 ) -> None:
     onprem.add("o")
     cloud.add("c")
@@ -82,7 +92,7 @@ async def test_restricted_waits_for_owned_while_others_go_to_the_cloud(
 
 
 async def test_a_wait_that_is_over_is_refused_as_busy_with_a_hint(
-    queue: ModelQueue, onprem: Any, cloud: Any
+    queue: ModelQueue, onprem: FakePool, cloud: FakePool
 ) -> None:
     onprem.add("o")
     cloud.add("c")
@@ -95,7 +105,7 @@ async def test_a_wait_that_is_over_is_refused_as_busy_with_a_hint(
 
 
 async def test_a_wait_for_something_that_never_runs_is_refused_as_unavailable(
-    queue: ModelQueue, cloud: Any
+    queue: ModelQueue, cloud: FakePool
 ) -> None:
     cloud.add("c")
     with pytest.raises(UnavailableError):
@@ -103,7 +113,7 @@ async def test_a_wait_for_something_that_never_runs_is_refused_as_unavailable(
 
 
 async def test_a_full_lane_refuses_at_once_and_leaves_the_other_lane_open(
-    queue: ModelQueue, onprem: Any, cloud: Any
+    queue: ModelQueue, onprem: FakePool, cloud: FakePool
 ) -> None:
     onprem.add("o")
     cloud.add("c")
@@ -119,7 +129,7 @@ async def test_a_full_lane_refuses_at_once_and_leaves_the_other_lane_open(
 
 
 async def test_a_pool_that_appears_later_serves_those_who_wait(
-    queue: ModelQueue, onprem: Any
+    queue: ModelQueue, onprem: FakePool
 ) -> None:
     waiting = asyncio.create_task(take(queue))
     await settle()
@@ -128,7 +138,7 @@ async def test_a_pool_that_appears_later_serves_those_who_wait(
 
 
 async def test_a_slot_another_gateway_took_sends_the_request_back_into_the_queue(
-    queue: ModelQueue, onprem: Any, cloud: Any
+    queue: ModelQueue, onprem: FakePool, cloud: FakePool
 ) -> None:
     onprem.add("o")
     onprem.foreign["o"] = 2
@@ -138,7 +148,7 @@ async def test_a_slot_another_gateway_took_sends_the_request_back_into_the_queue
 
 
 async def test_nobody_is_refused_while_another_gateway_has_freed_an_owned_slot(
-    queue: ModelQueue, onprem: Any
+    queue: ModelQueue, onprem: FakePool
 ) -> None:
     """We were told the replica is full; since then it emptied without telling us."""
     onprem.add("o")
@@ -148,16 +158,16 @@ async def test_nobody_is_refused_while_another_gateway_has_freed_an_owned_slot(
 
 
 async def test_a_replica_that_says_it_stands_elsewhere_is_never_used(
-    queue: ModelQueue, onprem: Any, cloud: Any
+    queue: ModelQueue, onprem: FakePool, cloud: FakePool
 ) -> None:
-    cloud.add("liar", replace(_address(cloud), site="onprem", owned=True))
-    onprem.add("other liar", replace(_address(onprem), owned=False))
+    cloud.add("liar", make_address(cloud.spec, site="onprem", owned=True))
+    onprem.add("other liar", make_address(onprem.spec, owned=False))
     with pytest.raises(UnavailableError):
         await take(queue)
 
 
 async def test_a_replica_that_failed_is_left_alone_for_a_while(
-    queue: ModelQueue, onprem: Any
+    queue: ModelQueue, onprem: FakePool
 ) -> None:
     onprem.add("a")
     onprem.add("b")
@@ -168,7 +178,7 @@ async def test_a_replica_that_failed_is_left_alone_for_a_while(
 
 
 async def test_a_client_that_leaves_while_waiting_takes_nothing_with_it(
-    queue: ModelQueue, onprem: Any
+    queue: ModelQueue, onprem: FakePool
 ) -> None:
     onprem.add("o")
     held = [await take(queue) for _ in range(2)]
@@ -183,7 +193,7 @@ async def test_a_client_that_leaves_while_waiting_takes_nothing_with_it(
 
 
 async def test_a_client_that_leaves_while_its_slot_is_being_taken_gives_it_back(
-    queue: ModelQueue, onprem: Any
+    queue: ModelQueue, onprem: FakePool
 ) -> None:
     onprem.add("o")
     for steps in range(8):
@@ -201,9 +211,10 @@ async def test_a_client_that_leaves_while_its_slot_is_being_taken_gives_it_back(
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(classes=st.lists(st.sampled_from(list(DataClass)), min_size=1, max_size=40), data=st.data())
 async def test_under_any_load_every_request_is_served_and_restricted_stays_on_owned_sites(
-    classes: list[DataClass], data: st.DataObject, make_pools: Any
+    classes: list[DataClass], data: st.DataObject
 ) -> None:
-    onprem, cloud = make_pools()
+    onprem = FakePool(make_pool_spec(site="onprem", owned=True))
+    cloud = FakePool(make_pool_spec(site="cloud", owned=False))
     onprem.add("o")
     for index in range(data.draw(st.integers(0, 2))):
         cloud.add(f"c{index}")
@@ -223,8 +234,3 @@ async def test_under_any_load_every_request_is_served_and_restricted_stays_on_ow
     await settle()
     assert sum(onprem.taken.values()) + sum(cloud.taken.values()) == 0
     await queue.close()
-
-
-def _address(pool: Any) -> Any:
-    pool.add("template")
-    return pool.addresses.pop("template")

@@ -1,0 +1,97 @@
+"""Connections to replicas: none without a permit for this body, class and site."""
+
+import ast
+import hashlib
+from pathlib import Path
+
+import pytest
+
+import deployments
+from deployments.residency import Clearance, DataClass, Permit, grant_permit
+from deployments.upstream import PermitError, ReplicaFailedError, Upstream
+from tests.deployments.gateway_fakes import (
+    ScriptedReplica,
+    make_address,
+    make_pool_spec,
+    serve_replica,
+)
+
+ONPREM = make_pool_spec(site="onprem", owned=True)
+CLOUD = make_pool_spec(site="cloud", owned=False)
+BODY = b'{"model":"m"}'
+PATH = "/v1/completions"
+
+
+def permit(*, site: str = "onprem", owned: bool = True, body: bytes = BODY) -> Permit:
+    digest = hashlib.sha256(body).hexdigest()
+    return grant_permit(
+        Clearance("r", DataClass.INTERNAL, may_burst=True, body_sha256=digest),
+        site=site,
+        is_owned=owned,
+    )
+
+
+async def send(given: Permit, spec: object = ONPREM, body: bytes = BODY) -> None:
+    replica = ScriptedReplica()
+    async with serve_replica(replica, spec) as address, Upstream() as upstream:  # type: ignore[arg-type]
+        try:
+            exchange = await upstream.send(given, address, path=PATH, body=body, slot="s")
+            await exchange.read()
+            exchange.close()
+        except PermitError:
+            assert replica.seen == []
+            raise
+    assert len(replica.seen) == 1
+
+
+async def test_a_permit_opens_the_site_it_names() -> None:
+    await send(permit())
+    await send(permit(site="cloud", owned=False), CLOUD)
+
+
+@pytest.mark.parametrize(
+    ("given", "spec", "body"),
+    [
+        (permit(), CLOUD, BODY),
+        (permit(site="cloud", owned=False), ONPREM, BODY),
+        (permit(site="cloud"), CLOUD, BODY),
+        (permit(site="elsewhere"), ONPREM, BODY),
+        (permit(), ONPREM, BODY + b" "),
+        (None, ONPREM, BODY),
+        ("permit", CLOUD, BODY),
+    ],
+    ids=["cloud", "onprem", "not owned", "other site", "other body", "none", "no permit"],
+)
+async def test_anything_else_is_stopped_before_a_byte_leaves(
+    given: Permit, spec: object, body: bytes
+) -> None:
+    with pytest.raises(PermitError):
+        await send(given, spec, body)
+
+
+async def test_a_replica_that_does_not_listen_has_failed() -> None:
+    async with Upstream() as upstream:
+        with pytest.raises(ReplicaFailedError):
+            await upstream.send(permit(), make_address(ONPREM), path=PATH, body=BODY, slot="s")
+
+
+def test_no_other_module_of_the_gateway_can_open_a_connection() -> None:
+    """Replicas themselves only listen, so the rule holds for the whole folder."""
+    clients = {"aiohttp", "httpx", "requests", "urllib", "http", "urllib3", "websockets"}
+    found = {
+        path.name: sorted(clients & _imports(path))
+        for path in Path(deployments.__path__[0]).glob("*.py")
+    }
+    found = {name: modules for name, modules in found.items() if modules}
+    # replica_http takes only the names of statuses from `http`.
+    assert found == {"upstream.py": ["aiohttp"], "replica_http.py": ["http"]}
+
+
+def _imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
