@@ -1,0 +1,108 @@
+"""Serve options of pools: where replicas may run, and what is refused before anything starts."""
+
+from typing import Any
+
+import pytest
+
+from deployments.emulated import emulated_deployment, read_args
+from deployments.engine import build_engine_args, vllm_deployment
+from deployments.spec import ModelSpec, PoolSpec
+
+
+def make_model(*, context_tokens: int = 2048, **pool: Any) -> tuple[ModelSpec, PoolSpec]:
+    spec = PoolSpec(
+        **{
+            "site": "onprem",
+            "owned": True,
+            "accelerator": "cpu",
+            "market": "owned",
+            "engine": "vllm",
+            "slots": 16,
+            "min_replicas": 1,
+            "max_replicas": 2,
+            **pool,
+        }
+    )
+    model = ModelSpec(name="m", weights="w", context_tokens=context_tokens, pools=(spec,))
+    return model, spec
+
+
+@pytest.mark.parametrize("engine", ["vllm", "emulated"])
+def test_the_site_selector_stands_on_every_bundle_and_on_the_actor(engine: str) -> None:
+    model, pool = make_model(engine=engine)
+    deployment = {"vllm": vllm_deployment, "emulated": emulated_deployment}[engine](model, pool)
+    replica = deployment._replica_config
+    assert replica.placement_group_bundles == [{"CPU": 2.0, "GPU": 1.0}]
+    assert replica.placement_group_bundle_label_selector == [{"site": "onprem"}]
+    assert replica.ray_actor_options["label_selector"] == {"site": "onprem"}
+
+
+def test_a_replica_on_several_gpus_has_a_bundle_and_a_selector_for_each() -> None:
+    args = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
+    model, pool = make_model(accelerator="h100", gpus_per_replica=4, engine_args=args)
+    replica = vllm_deployment(model, pool)._replica_config
+    assert replica.placement_group_bundles == [
+        {"CPU": 2.0, "GPU": 1.0},
+        *[{"CPU": 1.0, "GPU": 1.0}] * 3,
+    ]
+    assert replica.placement_group_bundle_label_selector == [{"site": "onprem"}] * 4
+
+
+@pytest.mark.parametrize("engine", ["vllm", "emulated"])
+def test_a_cloud_pool_starts_at_zero_and_drains_for_as_long_as_a_stream_may_take(
+    engine: str,
+) -> None:
+    model, pool = make_model(
+        site="cloud", owned=False, market="on_demand", engine=engine, min_replicas=0
+    )
+    deployment = {"vllm": vllm_deployment, "emulated": emulated_deployment}[engine](model, pool)
+    config = deployment._deployment_config
+    assert deployment.name == "cloud-cpu-on_demand"
+    assert config.autoscaling_config.initial_replicas == 0
+    assert config.autoscaling_config.min_replicas == 0
+    assert config.max_ongoing_requests == 16
+    assert config.graceful_shutdown_timeout_s == 600
+
+
+def test_the_engine_gets_its_limits_from_the_model_and_the_pool() -> None:
+    model, pool = make_model(engine_args={"enforce_eager": True})
+    assert build_engine_args(model, pool) == {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 2048,
+        "max_num_seqs": 16,
+    }
+
+
+def test_engine_arguments_that_are_decided_elsewhere_are_refused() -> None:
+    model, pool = make_model(engine_args={"max_num_seqs": 3, "model": "x"})
+    with pytest.raises(ValueError, match="must not name max_num_seqs, model"):
+        vllm_deployment(model, pool)
+
+
+def test_a_gpu_replica_must_use_all_its_gpus() -> None:
+    model, pool = make_model(accelerator="h100", gpus_per_replica=4)
+    with pytest.raises(ValueError, match="must equal gpus_per_replica; got 1 and 4"):
+        vllm_deployment(model, pool)
+
+
+def test_an_emulated_pool_takes_the_demo_row_unless_told_otherwise() -> None:
+    assert read_args(*make_model(engine="emulated"))[0].gpu == "demo"
+
+
+@pytest.mark.parametrize(
+    ("engine_args", "reason"),
+    [
+        ({"gpu": "h200"}, "gpu must be one of"),
+        ({"enforce_eager": True}, "enforce_eager"),
+        ({"answer_tokens": 0}, "answer_tokens"),
+        ({"gpu": "slow"}, "must fit into the KV memory of slow; got 9000 > 8192"),
+    ],
+    ids=["row", "key", "value", "memory"],
+)
+def test_wrong_arguments_of_an_emulated_pool_are_refused(
+    engine_args: dict[str, Any], reason: str
+) -> None:
+    model, pool = make_model(engine="emulated", context_tokens=9000, engine_args=engine_args)
+    with pytest.raises(ValueError, match=reason):
+        emulated_deployment(model, pool)
