@@ -4,8 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
+import deployments
+from deployments.app import GatewayArgs
 from deployments.spec import ModelSpec, resolve_weights
 
 
@@ -75,3 +78,14 @@ def test_the_models_folder_does_not_follow_home(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("TIDEGATE_MODELS_DIR", raising=False)
     monkeypatch.setenv("HOME", "/nodes/n1")
     assert not str(resolve_weights("tiny")).startswith("/nodes/n1")
+
+
+@pytest.mark.parametrize("name", ["serve.yaml", "serve-emulated.yaml"])
+def test_a_shipped_serve_file_gives_the_gateway_and_each_model_the_same_entry(name: str) -> None:
+    text = Path(deployments.__path__[0], name).read_text()
+    applications = {one["name"]: one for one in yaml.safe_load(text)["applications"]}
+    gateway = GatewayArgs.model_validate(applications.pop("gateway")["args"])
+    assert [model.name for model in gateway.models] == list(applications)
+    for model in gateway.models:
+        assert ModelSpec.model_validate(applications[model.name]["args"]) == model
+        assert applications[model.name]["route_prefix"] is None
