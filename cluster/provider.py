@@ -195,17 +195,24 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
 
     @staticmethod
     def bootstrap_config(cluster_config: dict[str, Any]) -> dict[str, Any]:
-        """Return the cluster file's content with `state_dir` resolved, after checking all of it.
+        """Return the cluster file's content as it is, after checking all of it.
+
+        Nothing is resolved here: Ray keeps the result in a shared temporary folder under a hash of
+        the file, where another user or another home folder would find it.
 
         Raises:
             ClickException: the file holds mistakes; all of them are listed.
         """
         try:
-            settings = parse_cluster_config(cluster_config, file="the cluster file")
+            parse_cluster_config(cluster_config, file="the cluster file")
         except ConfigError as exc:
             raise click.ClickException(str(exc)) from exc
-        # Ray copies the result to the head, where ~ is another folder.
-        provider = {**cluster_config["provider"], "state_dir": str(settings.state_dir)}
+        return cluster_config
+
+    def prepare_for_head_node(self, cluster_config: dict[str, Any]) -> dict[str, Any]:
+        """Return the content for the head, where `~` is another folder: `state_dir` absolute."""
+        state_dir = Path(self._settings.state_dir).expanduser()
+        provider = {**cluster_config["provider"], "state_dir": str(state_dir)}
         return {**cluster_config, "provider": provider}
 
     def get_command_runner(

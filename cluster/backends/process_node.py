@@ -42,10 +42,18 @@ _RAY_SHIM = """\
 # This node has no machine of its own: `ray stop` ends its processes and nobody else's.
 case "$1" in
 stop)
-    rm -f {started}
+    rm -f {started} {address}
     exec {python} -m cluster.backends.process_stop ;;
 start)
-    {ray} "$@" && touch {started} ;;
+    # A head refuses to start where this names the cluster it is about to start.
+    unset RAY_ADDRESS
+    # Ray gives its agents 15 s to start, whatever the load; a busy machine needs another go.
+    for attempt in 1 2 3; do
+        {ray} "$@" && touch {started} && exit 0
+        code=$?
+        {python} -m cluster.backends.process_stop
+    done
+    exit $code ;;
 *)
     exec {ray} "$@" ;;
 esac
@@ -190,7 +198,7 @@ class NodeFolder:
 
     def write(self, instance: ProcessInstance, *, extra_env: Mapping[str, str]) -> None:
         """Fill the folder; the node exists once this returns. Idempotent."""
-        for folder in (self.home, self.path / "tmp" / "haproxy", self.ray_folder):
+        for folder in (self.home, self.path / "tmp", self.path / "h", self.ray_folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._write_ray_shim()
         environment = self.build_environment(instance, os.environ, extra_env)
@@ -214,6 +222,7 @@ class NodeFolder:
             "RAY_USAGE_STATS_ENABLED": "0",
             "HF_HUB_OFFLINE": "1",
             "AWS_EC2_METADATA_DISABLED": "true",
+            "RAY_START_HOOK": "cluster.backends.ray_start_hook.close_client_server",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.cluster.token_file),
             # Ray's temporary folder is the folder `ray` inside of this one.
@@ -222,7 +231,9 @@ class NodeFolder:
             "TIDEGATE_NODE_IP": instance.address,
             **_build_cluster_ports(self.cluster.ports),
             "TIDEGATE_RAY_START_ARGS": _build_ray_start_arguments(self.cluster.ports, instance),
-            **_build_haproxy_files(short / "tmp" / "haproxy"),
+            # Serve adds a node id to this folder, and HAProxy takes 97 characters for its socket.
+            **_build_haproxy_files(short / "h"),
+            **_build_ray_address(self.cluster.ports, instance),
             **extra,
         }
 
@@ -234,6 +245,8 @@ class NodeFolder:
             python=shlex.quote(str(python)),
             ray=shlex.quote(str(python.with_name("ray"))),
             started=shlex.quote(str(self.started_file)),
+            # Ray's note of the running cluster, which the real `ray stop` removes too.
+            address=shlex.quote(str(self.ray_folder / "ray_current_cluster")),
         )
         _write_private(shim, text, mode=0o700)
 
@@ -268,6 +281,11 @@ def _build_cluster_ports(ports: PortSettings) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.proxy_stats),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.proxy_fallback),
     }
+
+
+def _build_ray_address(ports: PortSettings, instance: ProcessInstance) -> dict[str, str]:
+    """Return the address for commands on the head: Ray would look for any cluster around here."""
+    return {"RAY_ADDRESS": f"{instance.address}:{ports.gcs}"} if instance.spec.is_head else {}
 
 
 def _build_ray_start_arguments(ports: PortSettings, instance: ProcessInstance) -> str:
