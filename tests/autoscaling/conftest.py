@@ -22,6 +22,7 @@ from cluster.ledger import Intent, Ledger
 from cluster.model import NodeId, NodeRecord, NodeTypeName, SiteName
 from cluster.owner import open_owner
 from cluster.processes import KEEP_MARKS_READABLE, MARK_CLUSTER, end_marked, list_marked
+from deployments.signals import Blackboard
 
 _ROOT = Path(__file__).parents[2]
 
@@ -185,15 +186,37 @@ class LiveHead:
         """Every worker node ever launched, oldest first."""
         return [node for node in self._ledger().list_all() if not node.is_head]
 
+    def decision(self) -> dict[str, Any]:
+        """The decision record on the blackboard; empty before the first."""
+        return Blackboard.from_address(self.address).get_decision() or {}
+
+    def status(self) -> str:
+        return self.run("ray", "status", "--address", self.address)
+
+    def log(self) -> str:
+        return (self.logs / "monitor.log").read_text()
+
+    def supervisor_pid(self) -> int | None:
+        return next(iter(self.processes("autoscaling.monitor --stay")), None)
+
+    def autoscaler_pid(self) -> int | None:
+        return next(iter(self.processes("autoscaling.monitor --gcs-address")), None)
+
     def processes(self, text: str) -> list[int]:
         """Our processes whose command line holds a text."""
-        return [
-            pid
-            for pid in list_marked(MARK_CLUSTER, self.mark)
-            if text in (Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
-        ]
+        return [pid for pid in list_marked(MARK_CLUSTER, self.mark) if text in _command_line(pid)]
+
+    def connect(self) -> None:
+        """Make this process a driver of the cluster."""
+        import ray  # noqa: PLC0415 - tests of decisions share this file and run without Ray
+
+        ray.init(address=self.address, log_to_driver=False)
 
     def stop(self) -> None:
+        """Leave the cluster before it goes: Ray ends a driver that can't find its GCS."""
+        import ray  # noqa: PLC0415 - as above
+
+        ray.shutdown()
         end_marked(MARK_CLUSTER, self.mark, grace_s=3)
 
     def _ledger(self) -> Ledger:
@@ -213,16 +236,31 @@ class LiveHead:
         self._ledger().open_intents([head], owner=open_owner(), check=lambda _: None)
 
 
-@pytest.fixture
-def live_head(cluster_content: dict[str, Any]) -> Iterator[LiveHead]:
-    """A running head in a short folder (Ray's sockets have short names); gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="tga", ignore_cleanup_errors=True) as folder:
-        head = LiveHead(Path(folder), cluster_content)
+@pytest.fixture(scope="module")
+def live_head() -> Iterator[LiveHead]:
+    """A running head with our autoscaler, its driver connected; nothing of it is left afterwards.
+
+    Its folder has a short name, because Ray's sockets are in it.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="tga", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        head = LiveHead(Path(folder), copy.deepcopy(_CONTENT))
         try:
             head.start()
+            head.start_autoscaler()
+            head.connect()
             yield head
         finally:
             head.stop()
+
+
+@pytest.fixture(scope="session")
+def wait() -> Callable[..., Any]:
+    return wait_for
 
 
 def wait_for(what: Callable[[], Any], *, timeout_s: float, why: str) -> Any:
@@ -234,6 +272,13 @@ def wait_for(what: Callable[[], Any], *, timeout_s: float, why: str) -> Any:
             return found
         time.sleep(0.2)
     raise AssertionError(f"not within {timeout_s} s: {why}")
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _find_free_port() -> int:
