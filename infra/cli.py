@@ -1,13 +1,17 @@
 """`tidegate`: data on stdout, progress on stderr; exit 0 done, 1 failed, 2 usage."""
 
 import asyncio
+import contextlib
+import json
 import signal
 import sys
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+import yaml
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -17,8 +21,8 @@ import deployments
 from cluster.config import load_cluster_file
 from cluster.errors import TidegateError
 from infra.demo import Demo, DemoLimits, StepResult
-from infra.embedded import Plan, build_plan, run_embedded
-from infra.live_view import LineView, LiveView, render_results
+from infra.embedded import Plan, build_plan, open_observer, resolve_cluster, run_embedded
+from infra.live_view import LineView, LiveView, render_results, render_status
 from infra.observe import Observer
 from infra.preflight import inspect
 from infra.progress import console
@@ -67,6 +71,15 @@ class Engine(StrEnum):
     EMULATED = "emulated"
 
 
+class Output(StrEnum):
+    """How a report is written."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+
+
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to write the report.")]
 ClusterFile = Annotated[
     Path, typer.Argument(help="Cluster file; the embedded one is cluster/local.yaml.")
 ]
@@ -97,7 +110,7 @@ def serve(
     )
     with run_embedded(plan):
         _print_ready(plan)
-        signal.pause()
+        _wait_for_interrupt()
 
 
 @app.command(epilog="Examples:  tidegate demo  |  tidegate demo --engine emulated")
@@ -133,6 +146,23 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Examples:  tidegate status  |  tidegate status -o json")
+def status(
+    cluster_file: ClusterFile = LOCAL_CLUSTER_FILE,
+    port_offset: PortOffset = 0,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show nodes, pools, the burst state and the autoscaler's reasons of a running cluster."""
+    file, settings = resolve_cluster(cluster_file, port_offset=port_offset)
+    view = open_observer(file, settings).look()
+    if output is Output.TABLE:
+        Console().print(render_status(view))
+        return
+    content = {"decision": dict(view.decision), "signals": [asdict(s) for s in view.signals]}
+    text = json.dumps(content, indent=1) if output is Output.JSON else yaml.safe_dump(content)
+    sys.stdout.write(f"{text}\n")
+
+
 async def _run_demo(plan: Plan, observer: Observer) -> list[StepResult]:
     client = StreamClient(plan.url, plan.key, plan.model_names[0])
     try:
@@ -153,6 +183,12 @@ def _print_ready(plan: Plan) -> None:
     sys.stdout.flush()
 
 
+def _wait_for_interrupt() -> None:
+    """Return when somebody asks us to stop: the one way a served cluster ends well."""
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
+
+
 def _interrupt(number: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
@@ -167,5 +203,3 @@ def main() -> None:
         console.print(f"[red]error[/] {type(error).__name__}:", end=" ")
         console.print(str(error), markup=False)
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(0)

@@ -18,7 +18,13 @@ from typing import Any
 import yaml
 
 from cluster.backends.process_node import ClusterFolder
-from cluster.config import ClusterSettings, load_cluster_file, read_cluster_file, with_ports
+from cluster.config import (
+    ClusterSettings,
+    PortSettings,
+    load_cluster_file,
+    read_cluster_file,
+    with_ports,
+)
 from cluster.errors import ConfigError
 from cluster.processes import MARK_CLUSTER, end_marked, start_reaper
 from deployments.signals import Blackboard
@@ -48,25 +54,12 @@ class Plan:
     @property
     def url(self) -> str:
         """Where clients go."""
-        return f"http://127.0.0.1:{self._ports()['serve']}"
+        return f"http://127.0.0.1:{_ports(self.settings).serve}"
 
     @property
     def dashboard_url(self) -> str:
         """Ray's dashboard."""
-        return f"http://127.0.0.1:{self._ports()['dashboard']}"
-
-    @property
-    def gcs_port(self) -> int:
-        """Port of Ray's control store on the head."""
-        return self._ports()["gcs"]
-
-    @property
-    def token_file(self) -> Path:
-        """Ray's token for this cluster."""
-        if self.settings.ports is None:
-            raise ConfigError(f"{self.cluster_file}: provider.ports must be given here.")
-        name = self.settings.cluster_name
-        return ClusterFolder(self.settings.state_dir / name, name, self.settings.ports).token_file
+        return f"http://127.0.0.1:{_ports(self.settings).dashboard}"
 
     @property
     def application_names(self) -> list[str]:
@@ -79,29 +72,13 @@ class Plan:
         gateway = self.serve_config["applications"][0]["args"]
         return [model["name"] for model in gateway["models"]]
 
-    def _ports(self) -> dict[str, int]:
-        if self.settings.ports is None:
-            raise ConfigError(
-                f"{self.cluster_file}: provider.ports must be given for an embedded cluster."
-            )
-        return self.settings.ports.model_dump()
-
 
 def build_plan(cluster_file: Path, serve_file: Path, *, engine: str, port_offset: int) -> Plan:
     """Return what a start will use; writes the derived cluster file and the key, starts nothing.
 
     With an offset the cluster gets other ports and another name, so that it runs beside the first.
     """
-    settings = load_cluster_file(cluster_file)
-    if port_offset:
-        moved = with_ports(read_cluster_file(cluster_file), port_offset)
-        run_dir = settings.state_dir / "run" / moved["cluster_name"]
-        run_dir.mkdir(parents=True, exist_ok=True)
-        cluster_file = run_dir / "cluster.yaml"
-        cluster_file.write_text(yaml.safe_dump(moved, sort_keys=False))
-        settings = load_cluster_file(cluster_file)
-    run_dir = settings.state_dir / "run" / settings.cluster_name
-    run_dir.mkdir(parents=True, exist_ok=True)
+    cluster_file, settings = resolve_cluster(cluster_file, port_offset=port_offset)
     key, keys_file = ensure_local_key(settings.state_dir)
     return Plan(
         cluster_file=cluster_file,
@@ -109,8 +86,29 @@ def build_plan(cluster_file: Path, serve_file: Path, *, engine: str, port_offset
         serve_config=_read_serve_config(serve_file, keys_file, port_offset),
         engine=engine,
         key=key,
-        log_file=run_dir / "ray.log",
+        log_file=_run_dir(settings) / "ray.log",
     )
+
+
+def resolve_cluster(cluster_file: Path, *, port_offset: int) -> tuple[Path, ClusterSettings]:
+    """Return the file `ray up` gets, and its settings.
+
+    With an offset that is a derived file, written beside the cluster's state.
+    """
+    settings = load_cluster_file(cluster_file)
+    if port_offset == 0:
+        return cluster_file, settings
+    moved = with_ports(read_cluster_file(cluster_file), port_offset)
+    derived = settings.state_dir / "run" / moved["cluster_name"] / "cluster.yaml"
+    derived.parent.mkdir(parents=True, exist_ok=True)
+    derived.write_text(yaml.safe_dump(moved, sort_keys=False))
+    return derived, load_cluster_file(derived)
+
+
+def open_observer(cluster_file: Path, settings: ClusterSettings) -> Observer:
+    """Return an observer of a cluster that runs already."""
+    ray_cli = RayCli(cluster_file, _run_dir(settings) / "ray.log")
+    return Observer(settings, _open_board(settings, ray_cli), ray_cli)
 
 
 def ensure_local_key(state_dir: Path) -> tuple[str, Path]:
@@ -144,15 +142,35 @@ def run_embedded(plan: Plan) -> Iterator[Observer]:
     ray_cli = RayCli(plan.cluster_file, plan.log_file)
     try:
         _start(plan, ray_cli)
-        yield Observer(plan.settings, _open_board(plan, ray_cli), ray_cli)
+        yield Observer(plan.settings, _open_board(plan.settings, ray_cli), ray_cli)
     finally:
         _stop(plan, ray_cli, reaper)
 
 
-def _open_board(plan: Plan, ray_cli: RayCli) -> Blackboard:
+def _open_board(settings: ClusterSettings, ray_cli: RayCli) -> Blackboard:
     """Return the cluster's board; Ray's client finds the token through the environment only."""
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(plan.token_file)}
-    return Blackboard.from_address(f"{ray_cli.head_ip()}:{plan.gcs_port}")
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(_token_file(settings))}
+    return Blackboard.from_address(f"{ray_cli.head_ip()}:{_ports(settings).gcs}")
+
+
+def _token_file(settings: ClusterSettings) -> Path:
+    """Return where Ray's token for this cluster is."""
+    name = settings.cluster_name
+    return ClusterFolder(settings.state_dir / name, name, _ports(settings)).token_file
+
+
+def _ports(settings: ClusterSettings) -> PortSettings:
+    if settings.ports is None:
+        raise ConfigError(
+            f"{settings.cluster_name}: provider.ports must be given for a cluster on one machine."
+        )
+    return settings.ports
+
+
+def _run_dir(settings: ClusterSettings) -> Path:
+    run_dir = settings.state_dir / "run" / settings.cluster_name
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return run_dir
 
 
 def _check(plan: Plan) -> None:
@@ -171,7 +189,7 @@ def _start(plan: Plan, ray_cli: RayCli) -> None:
     with step("Cluster: ray up"):
         ray_cli.up(timeout_s=_UP_S_MAX)
     with step(f"Applications: {', '.join(plan.application_names)}") as current:
-        api = ServeApi(plan.dashboard_url, plan.token_file)
+        api = ServeApi(plan.dashboard_url, _token_file(plan.settings))
         api.wait_ready(timeout_s=_UP_S_MAX)
         api.deploy(plan.serve_config)
         api.wait_running(plan.application_names, timeout_s=_DEPLOY_S_MAX, on_progress=current.say)

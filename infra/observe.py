@@ -15,6 +15,8 @@ from infra.ray_cli import RayCli
 
 _SIGNALS_AGE_S_MAX = 5.0
 _RAY_STATUS_POLL_S = 2.0
+# As Ray's instance manager calls a node that has joined.
+_RUNNING = "RAY_RUNNING"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class ClusterView:
         return sum(
             1
             for node in self.nodes
-            if node["site"] in self.cloud_sites and node["state"] == "running"
+            if node["site"] in self.cloud_sites and node["state"] == _RUNNING
         )
 
     @property
