@@ -163,7 +163,7 @@ def _check_money(raw: Mapping[str, Any]) -> Iterator[Mistake]:
         offer = _mapping(raw, "provider", "node_types", name)
         price = _money(offer.get("usd_per_hour")) or Decimal(0)
         kept += price * _whole(_mapping(entry).get("min_workers"))
-    if limit is not None and kept > limit:
+    if limit is not None and limit >= 0 and kept > limit:
         rule = f"cover the nodes kept always ({kept} $/h)"
         fix = "Raise it, or lower min_workers of the node types with a price."
         yield Mistake("provider.limits.usd_per_hour", rule, f"{limit} $/h", fix)

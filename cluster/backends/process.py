@@ -40,9 +40,11 @@ class ProcessBackend:
         cluster: ClusterName,
         state_dir: Path,
         ports: PortSettings,
+        grace_s: float = _GRACE_S,
     ) -> None:
         self._settings = settings
         self._site = site
+        self._grace_s = grace_s
         self._folder = ClusterFolder(path=state_dir / cluster, cluster=cluster, ports=ports)
         self._folder.ensure_exists()
 
@@ -91,7 +93,7 @@ class ProcessBackend:
     def _terminate_one(self, node_id: NodeId) -> None:
         node = NodeFolder(self._folder, node_id)
         try:
-            ended = end_marked(MARK_NODE, node_id, grace_s=_GRACE_S)
+            ended = end_marked(MARK_NODE, node_id, grace_s=self._grace_s)
             logger.info("ended node %s and its %d processes", node_id, len(ended))
             if node.path.exists():
                 self._remove_folder(node)
@@ -103,10 +105,7 @@ class ProcessBackend:
         gone = self._folder.path / "gone"
         gone.mkdir(exist_ok=True, mode=0o700)
         node.path.rename(gone / node.node_id)
-        with self._folder.locked():
-            for link in self._folder.slots.iterdir():
-                if link.readlink() == node.path:
-                    link.unlink()
+        self._folder.release_slot(node.node_id)
         for logs in (gone / node.node_id / "ray").glob("session_2*/logs"):
             shutil.rmtree(self._folder.logs / node.node_id, ignore_errors=True)
             logs.rename(self._folder.logs / node.node_id)

@@ -109,8 +109,7 @@ class ClusterFolder:
         Raises:
             StateError: somebody else has put something else there.
         """
-        digest = hashlib.sha256(str(self.path).encode()).hexdigest()[:8]
-        link = Path(f"/tmp/tg-{digest}")  # noqa: S108 - a link, checked to be ours just below
+        link = self._short_link()
         try:
             link.symlink_to(self.slots)
         except FileExistsError:
@@ -140,6 +139,19 @@ class ClusterFolder:
                 raise NoCapacityError(f"this machine must have a free slot; {_SLOTS_MAX} are held.")
             (self.slots / str(free)).symlink_to(self.nodes / node_id)
             return free
+
+    def release_slot(self, node_id: NodeId) -> None:
+        """Free the node's slot, and remove the short link with the last one. Idempotent."""
+        with self.locked():
+            for link in list(self.slots.iterdir()):
+                if link.readlink().name == node_id:
+                    link.unlink()
+            if not any(self.slots.iterdir()):
+                self._short_link().unlink(missing_ok=True)
+
+    def _short_link(self) -> Path:
+        digest = hashlib.sha256(str(self.path).encode()).hexdigest()[:8]
+        return Path(f"/tmp/tg-{digest}")  # noqa: S108 - a link, checked to be ours before use
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,13 @@
 """Builders with boring defaults for the tests of cluster/."""
 
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
+
+from cluster.model import ClusterName, LaunchSpec, NodeId, NodeTypeName, SiteName
 
 
 def build_cluster_content(**provider: Any) -> dict[str, Any]:
@@ -71,3 +76,53 @@ def build_cluster_content(**provider: Any) -> dict[str, Any]:
 @pytest.fixture
 def cluster_content() -> dict[str, Any]:
     return build_cluster_content()
+
+
+@dataclass
+class ManualClock:
+    """A clock that stands still until told."""
+
+    now_s: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def build_spec(node_id: str = "n-1", **changes: Any) -> LaunchSpec:
+    """Return what is launched in tests, a worker at site cloud."""
+    values: dict[str, Any] = {
+        "node_id": NodeId(node_id),
+        "cluster": ClusterName("test"),
+        "site": SiteName("cloud"),
+        "node_type": NodeTypeName("cloud_gpu"),
+        "is_head": False,
+        "tags": {"ray-node-type": "worker", "ray-user-node-type": "cloud_gpu"},
+        "node_config": {"instance": "x"},
+    }
+    return LaunchSpec(**{**values, **changes})
+
+
+SpecBuilder = Callable[..., LaunchSpec]
+
+
+@pytest.fixture
+def new_spec() -> SpecBuilder:
+    return build_spec
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], bool]], None]:
+    """Return a wait for what another thread or process does; it fails after 20 s."""
+
+    def wait(is_so: Callable[[], bool]) -> None:
+        deadline_s = time.monotonic() + 20
+        while not is_so():
+            assert time.monotonic() < deadline_s, "it never became so"
+            time.sleep(0.01)
+
+    return wait

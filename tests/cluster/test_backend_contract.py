@@ -1,0 +1,155 @@
+"""Every backend keeps the promises of cluster/backends/contract.py."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.backends.contract import NodeBackend
+from cluster.backends.fake import FakeBackend
+from cluster.backends.process import ProcessBackend
+from cluster.config import FakeBackendSettings, PortSettings, ProcessBackendSettings
+from cluster.model import ClusterName, InstanceState, LaunchSpec, NodeId, SiteName
+
+PORTS = PortSettings(
+    gcs=21900,
+    dashboard=21901,
+    serve=21902,
+    autoscaler_metrics=21903,
+    dashboard_metrics=21904,
+    proxy_metrics=21905,
+    proxy_stats=21906,
+    proxy_fallback=21907,
+    nodes=21910,
+)
+
+
+@dataclass
+class Rig:
+    """Opens backends of one kind for one site, and ends what they started."""
+
+    kind: str
+    state_dir: Path
+    opened: list[NodeBackend] = field(default_factory=list)
+
+    def open(self, *, boot_s: float = 0.0, site: str = "cloud") -> NodeBackend:
+        backend: NodeBackend
+        if self.kind == "fake":
+            backend = FakeBackend(FakeBackendSettings(kind="fake", boot_s=boot_s))
+        else:
+            backend = ProcessBackend(
+                ProcessBackendSettings(kind="process", boot_s=boot_s),
+                site=SiteName(site),
+                cluster=ClusterName("test"),
+                state_dir=self.state_dir,
+                ports=PORTS,
+            )
+        self.opened.append(backend)
+        return backend
+
+    def close(self) -> None:
+        for backend in self.opened:
+            backend.terminate([one.spec.node_id for one in backend.list_instances()])
+            backend.close()
+
+
+@pytest.fixture(params=["fake", "process"])
+def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
+    opened = Rig(kind=request.param, state_dir=tmp_path)
+    yield opened
+    opened.close()
+
+
+def list_ids(backend: NodeBackend) -> set[str]:
+    return {one.spec.node_id for one in backend.list_instances()}
+
+
+def test_nothing_is_listed_before_a_launch(rig: Rig) -> None:
+    assert rig.open().list_instances() == []
+
+
+def test_a_launched_node_is_listed_with_the_spec_it_was_launched_with(
+    rig: Rig, new_spec: Callable[..., LaunchSpec]
+) -> None:
+    backend = rig.open()
+    spec = new_spec(node_config={"instance": "x", "zones": ["a", "b"]}, is_head=True)
+    backend.launch(spec)
+    (instance,) = backend.list_instances()
+    assert instance.spec == spec
+    assert instance.state is InstanceState.RUNNING
+    assert instance.address
+
+
+def test_launching_the_same_spec_twice_gives_one_node(
+    rig: Rig, new_spec: Callable[..., LaunchSpec]
+) -> None:
+    backend = rig.open()
+    backend.launch(new_spec())
+    first = backend.list_instances()
+    backend.launch(new_spec())
+    assert backend.list_instances() == first
+
+
+def test_a_node_boots_before_it_runs_and_the_launch_does_not_wait_for_it(
+    rig: Rig, new_spec: Callable[..., LaunchSpec]
+) -> None:
+    backend = rig.open(boot_s=3600)
+    backend.launch(new_spec())
+    assert [one.state for one in backend.list_instances()] == [InstanceState.BOOTING]
+
+
+def test_nodes_have_addresses_of_their_own(rig: Rig, new_spec: Callable[..., LaunchSpec]) -> None:
+    backend = rig.open()
+    for node_id in ("n-1", "n-2", "n-3"):
+        backend.launch(new_spec(node_id))
+    assert len({one.address for one in backend.list_instances()}) == 3
+
+
+def test_a_terminated_node_is_gone_and_the_others_stay(
+    rig: Rig, new_spec: Callable[..., LaunchSpec]
+) -> None:
+    backend = rig.open()
+    for node_id in ("n-1", "n-2", "n-3"):
+        backend.launch(new_spec(node_id))
+    backend.terminate([NodeId("n-1"), NodeId("n-3")])
+    assert list_ids(backend) == {"n-2"}
+
+
+def test_terminating_what_is_gone_or_never_was_is_success(
+    rig: Rig, new_spec: Callable[..., LaunchSpec]
+) -> None:
+    backend = rig.open()
+    backend.launch(new_spec())
+    for _ in range(2):
+        backend.terminate([NodeId("n-1"), NodeId("never-was")])
+    assert list_ids(backend) == set()
+
+
+def test_an_id_can_be_launched_again_after_its_node_is_gone(
+    rig: Rig, new_spec: Callable[..., LaunchSpec]
+) -> None:
+    backend = rig.open()
+    backend.launch(new_spec())
+    backend.terminate([NodeId("n-1")])
+    backend.launch(new_spec())
+    assert list_ids(backend) == {"n-1"}
+
+
+def test_commands_run_on_the_node(rig: Rig, new_spec: Callable[..., LaunchSpec]) -> None:
+    backend = rig.open()
+    backend.launch(new_spec())
+    runner: Any = backend.open_command_runner(NodeId("n-1"))
+    runner.run("true", environment_variables={"A": {"GPU": 1}})
+    runner.run_init(as_head=False, file_mounts={}, sync_run_yet=False)
+    assert isinstance(runner.remote_shell_command_str(), str)
+
+
+def test_closing_a_backend_leaves_its_nodes_alone(
+    rig: Rig, new_spec: Callable[..., LaunchSpec]
+) -> None:
+    backend = rig.open()
+    backend.launch(new_spec())
+    backend.close()
+    assert list_ids(backend) == {"n-1"}
