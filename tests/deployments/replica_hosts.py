@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,13 @@ from typing import Any
 
 import httpx
 
-from cluster.processes import KEEP_MARKS_READABLE, MARK_CLUSTER, end_marked
+from cluster.processes import (
+    KEEP_MARKS_READABLE,
+    MARK_CLUSTER,
+    MARK_REPLICA,
+    end_marked,
+    list_marked,
+)
 from deployments.emulated_app import build_emulated_app
 from deployments.emulated_wire import Served
 from deployments.gpu_performance import find_row
@@ -104,11 +111,28 @@ class PoolHost:
 
     def ask(self) -> dict[str, Any]:
         """What the pools look like now."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        self.pools = self._read()
+        self.pools = self._ask("pools")
         return self.pools
+
+    def ask_llm_server(self) -> dict[str, Any]:
+        """The placement group `ray.serve.llm.LLMServer` would make for the first pool."""
+        return self._ask("llm server")
+
+    def delete_pools(self) -> None:
+        """Begin to take every pool down, as an operator would."""
+        self._ask("delete")
+
+    def find_engine(self) -> tuple[str, dict[int, str]]:
+        """The mark of the one engine that runs here, and the titles of its processes by id."""
+        found: dict[str, dict[int, str]] = {}
+        for pid in list_marked(MARK_CLUSTER, self._mark):
+            environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
+            marks = [text for text in environment if text.startswith(f"{MARK_REPLICA}=")]
+            for mark in marks:
+                title = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+                found.setdefault(mark.partition("=")[2], {})[pid] = title
+        ((mark, titles),) = found.items()
+        return mark, titles
 
     def wait_for_replica(
         self, pool: str, *, other_than: str | None = None, within_s: float = START_S_MAX
@@ -136,10 +160,17 @@ class PoolHost:
         except subprocess.TimeoutExpired:
             self._process.kill()
         end_marked(MARK_CLUSTER, self._mark)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _ask(self, question: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{question}\n")
+        self._process.stdin.flush()
+        return self._read()
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if line.startswith("POOLS "):
-                return dict(json.loads(line.removeprefix("POOLS ")))
+            if line.startswith("ANSWER "):
+                return dict(json.loads(line.removeprefix("ANSWER ")))
         raise AssertionError(f"the pool host ended: {self._process.wait()}\n{self.tail()}")

@@ -1,7 +1,7 @@
 """Runs one pool on a one-node Ray of its own and answers questions about it on stdin and stdout.
 
 A process apart, so that the tests' own process never joins a Ray cluster and several of these can
-follow each other. Usage: run_pool.py MODEL_JSON; then one JSON object out per line in. Ends when
+follow each other. Usage: run_pool.py MODEL_JSON; then one JSON answer per question. Ends when
 stdin closes.
 """
 
@@ -17,7 +17,7 @@ from ray._private.state import actors
 from ray.serve import RunTarget
 
 from deployments.emulated import emulated_deployment
-from deployments.engine import vllm_deployment
+from deployments.engine import build_llm_config, vllm_deployment
 from deployments.spec import ModelSpec, PoolSpec
 
 NODE_LABELS = {"site": "onprem", "owned": "true", "market": "owned", "accelerator": "cpu"}
@@ -37,14 +37,40 @@ def main() -> None:
     serve.start(proxy_location="Disabled")
     for pool in model.pools:
         _deploy(model, pool)
-    while True:
-        pools = {pool.name: asyncio.run(_describe(pool.name)) for pool in model.pools}
-        sys.stdout.write(f"POOLS {json.dumps(pools)}\n")
-        sys.stdout.flush()
-        if not sys.stdin.readline():
-            break
-    serve.shutdown()
+    answers = {
+        "pools": _describe_all,
+        "llm server": _describe_llm_server,
+        "delete": _delete_all,
+    }
+    _answer(_describe_all(model))
+    for question in sys.stdin:
+        _answer(answers[question.strip()](model))
     ray.shutdown()
+
+
+def _answer(answer: dict[str, Any]) -> None:
+    sys.stdout.write(f"ANSWER {json.dumps(answer)}\n")
+    sys.stdout.flush()
+
+
+def _describe_all(model: ModelSpec) -> dict[str, Any]:
+    return {pool.name: asyncio.run(_describe(pool.name)) for pool in model.pools}
+
+
+def _delete_all(model: ModelSpec) -> dict[str, Any]:
+    for pool in model.pools:
+        serve.delete(pool.name, _blocking=False)
+    return {}
+
+
+def _describe_llm_server(model: ModelSpec) -> dict[str, Any]:
+    from ray.serve.llm import LLMServer  # noqa: PLC0415 - takes tens of seconds
+
+    options = LLMServer.get_deployment_options(build_llm_config(model, model.pools[0]))
+    return {
+        "bundles": options["placement_group_bundles"],
+        "strategy": options["placement_group_strategy"],
+    }
 
 
 def _deploy(model: ModelSpec, pool: PoolSpec) -> None:
