@@ -43,6 +43,11 @@ class GatewayArgs(Strict):
     replicas: Annotated[int, Field(gt=0, le=64)] = Field(
         default=1, description="Gateway replicas, on owned nodes only."
     )
+    is_on_head: bool = Field(
+        default=True,
+        description="Keep gateways on the head node. Elsewhere the proxy reaches them only if "
+        "http_options.host is an address of their nodes or 0.0.0.0.",
+    )
     num_cpus: Annotated[float, Field(ge=0, le=64)] = Field(
         default=0.5, description="CPUs of one gateway replica."
     )

@@ -200,6 +200,7 @@ class Gateway:
             begun = await self._begin(desk, tenant, request, record)
         except RequestRefusedError as exc:
             self.settle(record, exc.code, status=exc.status)
+            exc.headers = record.headers
             raise
         except asyncio.CancelledError:
             self.settle(record, "cancelled")

@@ -9,7 +9,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve.tidegate.gateway")
 
 _OWNED = {"owned": "true"}
+# The resource Ray gives to the head node alone.
+_HEAD = {"node:__internal_head__": 0.001}
 _ONGOING_MAX = 100_000
 _SIGNALS_PERIOD_S = 0.5
+_DEAD_AFTER_S = 60.0
 _HEALTH_CHECK_PERIOD_S = 1.0
 _HEALTH_CHECK_TIMEOUT_S = 5.0
 _GRACEFUL_SHUTDOWN_S = 600.0
@@ -119,6 +122,12 @@ class GatewayReplica:
         """The models this key may use."""
         return self._gateway.list_models(f"Bearer {key}")
 
+    async def __del__(self) -> None:
+        """Say goodbye, so that nobody counts what waits here; Serve calls this after the drain."""
+        self._publisher.cancel()
+        await self._board_call(self._board.forget_signals, self._id)
+        await self._gateway.close()
+
     async def check_health(self) -> None:
         """Raise if this gateway no longer tells the autoscaler anything."""
         if self._publisher.done():
@@ -147,13 +156,23 @@ class GatewayReplica:
         return await self._gateway.answer(call)
 
     async def _publish_signals(self) -> None:
+        await self._board_call(self._forget_the_dead)
         while True:
             signals = self._gateway.observe_signals(gateway=self._id, now_s=time.time())
-            try:
-                await asyncio.to_thread(self._board.put_signals, signals)
-            except Exception as exc:  # noqa: BLE001 - Ray raises many kinds while the GCS is away
-                logger.warning("Signals weren't published, the next may be: %s", exc)
+            await self._board_call(self._board.put_signals, signals)
             await asyncio.sleep(_SIGNALS_PERIOD_S)
+
+    def _forget_the_dead(self) -> None:
+        """Take away what gateways said that were killed before they could do so themselves."""
+        for signals in self._board.list_signals():
+            if time.time() - signals.published_s > _DEAD_AFTER_S:
+                self._board.forget_signals(signals.gateway)
+
+    async def _board_call(self, call: Callable[..., None], *args: Any) -> None:
+        try:
+            await asyncio.to_thread(call, *args)
+        except Exception as exc:  # noqa: BLE001 - Ray raises many kinds while the GCS is away
+            logger.warning("The blackboard wasn't reached, the next try may: %s", exc)
 
 
 class ModelRoot:
@@ -172,7 +191,11 @@ def gateway_deployment(args: "GatewayArgs") -> Any:
         name="Gateway",
         num_replicas=args.replicas,
         max_ongoing_requests=_ONGOING_MAX,
-        ray_actor_options={"num_cpus": args.num_cpus, "label_selector": _OWNED},
+        ray_actor_options={
+            "num_cpus": args.num_cpus,
+            "label_selector": _OWNED,
+            "resources": _HEAD if args.is_on_head else {},
+        },
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=_HEALTH_CHECK_TIMEOUT_S,
         graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_S,

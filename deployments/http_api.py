@@ -206,7 +206,7 @@ async def _send_answer(send: Send, answer: Answer) -> None:
 
 
 async def _send_refusal(send: Send, refusal: RequestRefusedError) -> None:
-    headers = {"Content-Type": _JSON}
+    headers = {"Content-Type": _JSON, **refusal.headers}
     if refusal.retry_after_s is not None:
         headers["Retry-After"] = str(refusal.retry_after_s)
     if refusal.status == 401:  # noqa: PLR2004 - HTTP

@@ -21,7 +21,10 @@ from cluster.errors import TidegateError
 
 
 class RequestRefusedError(TidegateError):
-    """A request that gets no answer; `code` is stable, `param` names the field at fault."""
+    """A request that gets no answer; `code` is stable, `param` names the field at fault.
+
+    `headers` are told to the client beside it, once it is known whose request it is.
+    """
 
     status: ClassVar[int] = 500
     error_type: ClassVar[str] = "server_error"
@@ -39,6 +42,7 @@ class RequestRefusedError(TidegateError):
         self.param = param
         self.code = code or self.default_code
         self.retry_after_s = retry_after_s
+        self.headers: dict[str, str] = {}
 
     def __str__(self) -> str:
         return self.message

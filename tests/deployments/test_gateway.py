@@ -319,6 +319,7 @@ async def test_a_busy_owned_site_means_429_with_a_hint_for_restricted(
     refused = await opened.chat(data_class="restricted")
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) >= 1
+    assert refused.headers["x-tidegate-data-class"] == "restricted"
     assert (await opened.chat()).headers["x-tidegate-site"] == "cloud"
     for task in busy:
         task.cancel()

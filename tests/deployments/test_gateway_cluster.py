@@ -23,7 +23,7 @@ import httpx
 import psutil
 import pytest
 
-from cluster.processes import MARK_CLUSTER, end_marked, list_marked
+from cluster.processes import MARK_CLUSTER, MARK_NODE, end_marked, list_marked
 from deployments.auth import create_key
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -80,6 +80,8 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            # Serve kills a proxy that takes longer to begin; a busy machine needs more than 5 s.
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
             **{f"RAY_SERVE_HAPROXY_{name}": str(value) for name, value in haproxy.items()},
             MARK_CLUSTER: self.name,
         }
@@ -128,11 +130,7 @@ class Cluster:
         }
 
     def list_node(self, node: str) -> list[int]:
-        return [
-            pid
-            for pid in list_marked("TIDEGATE_NODE", node)
-            if pid in set(list_marked(MARK_CLUSTER, self.name))
-        ]
+        return list_marked(MARK_NODE, f"{self.name}-{node}")
 
     def read_received(self, site: str) -> list[str]:
         """What the replicas of a site logged about the requests they received."""
@@ -147,6 +145,7 @@ class Cluster:
         end_marked(MARK_CLUSTER, self.name)
 
     def _start_node(self, node: str, arguments: list[str]) -> None:
+        mark = f"{self.name}-{node}"
         agents = {
             "dashboard-agent-listen-port": self._ports.pop(),
             "runtime-env-agent-port": self._ports.pop(),
@@ -155,14 +154,19 @@ class Cluster:
         ray = Path(sys.executable).with_name("ray")
         common = ["--node-ip-address=127.0.0.1", "--num-cpus=4", "--num-gpus=1"]
         common += [f"--{name}={port}" for name, port in agents.items()]
-        started = subprocess.run(
-            [str(ray), "start", *common, "--disable-usage-stats", *arguments],
-            env={**self._environment, "TIDEGATE_NODE": node},
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        assert started.returncode == 0, started.stdout + started.stderr
+        # Ray gives a node 30 s to start, whatever the machine; a busy one needs a second try.
+        for _ in range(2):
+            started = subprocess.run(
+                [str(ray), "start", *common, "--disable-usage-stats", *arguments],
+                env={**self._environment, MARK_NODE: mark},
+                check=False,
+                capture_output=True,
+                text=True,
+            )
+            if started.returncode == 0:
+                return
+            end_marked(MARK_NODE, mark)
+        raise AssertionError(started.stdout + started.stderr)
 
     def _read(self) -> Any:
         assert self._driver is not None
