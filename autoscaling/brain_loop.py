@@ -16,7 +16,7 @@ from autoscaling.replicas import decide_replicas
 from autoscaling.snapshot import BurstPolicy, Decision, Reason, Snapshot
 from autoscaling.stability import ModelMemory
 from cluster.config import BurstSettings, ClusterSettings
-from deployments.signals import Blackboard, GatewaySignals, Targets
+from deployments.signals import Blackboard, GatewaySignals, Targets, decode_signals
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class BrainLoop:
         self._sources = sources
         self._memory: dict[str, ModelMemory] | None = None
         self._known: tuple[Reason, ...] = ()
+        self._unreadable: set[str] = set()
 
     def tick(self) -> Decision:
         """Return the decision just carried out.
@@ -94,16 +95,28 @@ class BrainLoop:
         return memory
 
     def _list_signals(self) -> Sequence[GatewaySignals]:
-        """Return what gateways said; unreadable words are no words, and what is old is removed."""
-        try:
-            signals = self._board.list_signals()
-        except ValueError as exc:
-            _log.warning("signals can't be read, numbers are held: %s", exc)
-            return ()
-        for report in signals:
+        """Return what gateways said, nothing if one of them can't be understood.
+
+        What can't be understood or is old is taken off the board: if its gateway lives, it speaks
+        again at once, and if it is dead, it doesn't hold the numbers for ever.
+        """
+        signals: list[GatewaySignals] = []
+        is_readable = True
+        for gateway, raw in self._board.list_raw_signals().items():
+            try:
+                report = decode_signals(raw)
+            except ValueError as exc:
+                if gateway not in self._unreadable:
+                    why = str(exc).splitlines()[0]
+                    _log.warning("signals of gateway %s can't be read: %s", gateway, why)
+                self._unreadable.add(gateway)
+                self._board.forget_signals(gateway)
+                is_readable = False
+                continue
             if self._sources.now_s() - report.published_s > _FORGET_S:
-                self._board.forget_signals(report.gateway)
-        return signals
+                self._board.forget_signals(gateway)
+            signals.append(report)
+        return signals if is_readable else ()
 
     def _say(self, decision: Decision) -> None:
         """Log what is new: every change with its reason, every hold when its kind changes."""

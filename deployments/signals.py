@@ -136,9 +136,17 @@ class Blackboard:
 
     def list_signals(self) -> list[GatewaySignals]:
         """What each gateway said last, by gateway; readers judge age by `published_s`."""
+        return [decode_signals(raw) for raw in self.list_raw_signals().values()]
+
+    def list_raw_signals(self) -> dict[str, bytes]:
+        """The same by gateway and undecoded, for a reader that must survive unreadable ones."""
         keys = self._gcs.internal_kv_keys(_SIGNALS_PREFIX, NAMESPACE, self._timeout_s)
-        found = [self._get(key) for key in sorted(keys)]
-        return [decode_signals(raw) for raw in found if raw is not None]
+        found = {key: self._get(key) for key in sorted(keys)}
+        return {
+            key.removeprefix(_SIGNALS_PREFIX).decode(): raw
+            for key, raw in found.items()
+            if raw is not None
+        }
 
     def forget_signals(self, gateway: str) -> None:
         """Remove what a gateway said; nothing happens if it said nothing."""

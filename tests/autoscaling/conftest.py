@@ -1,6 +1,7 @@
 """The cluster the autoscaling tests share: 4-GPU on-prem nodes, 1-GPU cloud nodes, both at zero."""
 
 import copy
+import json
 import os
 import secrets
 import socket
@@ -145,7 +146,7 @@ class LiveHead:
             "RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S": "0",
             "RAY_OVERRIDE_LABELS": '{"site": "onprem", "market": "owned", "owned": "true"}',
             "AUTOSCALER_METRIC_PORT": str(_find_free_port()),
-            "PYTHONPATH": str(_ROOT),
+            "PYTHONPATH": f"{_ROOT}{os.pathsep}{Path(__file__).parent}",
             MARK_CLUSTER: self.mark,
             **KEEP_MARKS_READABLE,
         }
@@ -160,6 +161,18 @@ class LiveHead:
             *("--object-store-memory=100000000", "--disable-usage-stats"),
         )
 
+    def join(self, site: str, *, gpus: int) -> None:
+        """Add a real node of a site, which the autoscaler doesn't manage."""
+        labels = {"RAY_OVERRIDE_LABELS": json.dumps({"site": site})}
+        unmanaged = {"RAY_CLOUD_INSTANCE_ID": "", "RAY_NODE_TYPE_NAME": ""}
+        self.run(
+            *("ray", "start", f"--address={self.address}", "--num-cpus=1", f"--num-gpus={gpus}"),
+            *("--min-worker-port=0", "--max-worker-port=0"),
+            *(f"--dashboard-agent-listen-port={_find_free_port()}",),
+            *("--object-store-memory=100000000", "--disable-usage-stats"),
+            environment=labels | unmanaged,
+        )
+
     def start_autoscaler(self) -> None:
         """The head start command of the cluster file."""
         self.run(
@@ -168,16 +181,16 @@ class LiveHead:
             *("--logs-dir", str(self.logs), "--update-interval-s", "1"),
         )
 
-    def run(self, *command: str) -> str:
+    def run(self, *command: str, environment: dict[str, str] | None = None) -> str:
         """The output of a command with the cluster's environment; it must succeed."""
         program = _ROOT / ".venv" / "bin" / command[0]
         found = subprocess.run(
             [str(program) if program.exists() else command[0], *command[1:]],
-            env=os.environ | self.environment,
+            env=os.environ | self.environment | (environment or {}),
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=180,
         )
         assert found.returncode == 0, found.stdout + found.stderr
         return found.stdout

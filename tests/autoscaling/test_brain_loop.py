@@ -1,0 +1,169 @@
+"""The brain's edge over a blackboard in memory: acts, records, goes on after a restart."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from autoscaling.brain_loop import BrainLoop, Sources
+from autoscaling.record import SchedulerReport
+from cluster.config import parse_cluster_config
+from deployments.signals import Blackboard, GatewaySignals, ModelSignal, PoolSignal, Targets
+
+POOLS = tuple(
+    PoolSignal(
+        pool=site,
+        site=site,
+        owned=market == "owned",
+        accelerator="cpu",
+        market=market,
+        gpus_per_replica=1,
+        slots_per_replica=4,
+        min_replicas=int(market == "owned"),
+        max_replicas=int(market == "owned") or 2,
+        replicas_running=int(market == "owned"),
+        streams_running=0,
+    )
+    for site, market in (("onprem", "owned"), ("cloud", "on_demand"))
+)
+
+
+class Memory:
+    """The part of the GCS client that the blackboard uses."""
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+
+    def internal_kv_put(self, key: bytes, value: bytes, *_: Any) -> None:
+        self.values[key] = value
+
+    def internal_kv_get(self, key: bytes, *_: Any) -> bytes | None:
+        return self.values.get(key)
+
+    def internal_kv_keys(self, prefix: bytes, *_: Any) -> list[bytes]:
+        return [key for key in self.values if key.startswith(prefix)]
+
+    def internal_kv_del(self, key: bytes, *_: Any) -> None:
+        self.values.pop(key, None)
+
+
+class Bench:
+    """A brain that ticks when told to, at a time that is told."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self.memory = Memory()
+        self.board = Blackboard(self.memory)
+        self.now_s = 1000.0
+        settings = parse_cluster_config(content)
+        self.sources = Sources(lambda: settings, SchedulerReport, lambda: self.now_s)
+        self.brain = BrainLoop(self.board, self.sources)
+
+    def restart(self) -> None:
+        self.brain = BrainLoop(self.board, self.sources)
+
+    def publish(self, *, waiting: int) -> None:
+        busy = 4 if waiting else 0
+        pools = tuple(replace(p, streams_running=busy if p.owned else 0) for p in POOLS)
+        model = ModelSignal("m", "m", 0, waiting, 0, waiting, 0.0, pools)
+        self.board.put_signals(GatewaySignals("g", self.now_s, (model,)))
+
+    def ticks(self, seconds: int, *, waiting: int | None = 0) -> dict[str, int]:
+        for _ in range(seconds):
+            self.now_s += 1
+            if waiting is not None:
+                self.publish(waiting=waiting)
+            self.brain.tick()
+        targets = self.board.get_targets()
+        return targets.replicas.get("m", {}) if targets is not None else {}
+
+
+@pytest.fixture
+def bench(cluster_content: dict[str, Any]) -> Bench:
+    return Bench(cluster_content)
+
+
+def test_waiting_requests_open_the_cloud_on_the_board(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert bench.ticks(3, waiting=2) == {"onprem": 1, "cloud": 1}
+    record = bench.board.get_decision()
+    assert record is not None
+    assert (record["burst"], record["targets"]) == ("opening", {"m": {"onprem": 1, "cloud": 1}})
+    assert "brain: m/cloud: 0 to 1 replicas: 2 waiting without a slot in sight" in caplog.messages
+
+
+def test_a_hold_is_logged_once_though_its_numbers_change(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    bench.ticks(5)
+    assert len(caplog.messages) == 1
+
+
+def test_a_new_process_goes_on_where_the_killed_one_stopped(bench: Bench) -> None:
+    """Its lease too: a minute after the raise, whoever looks."""
+    bench.ticks(3, waiting=2)
+    bench.restart()
+    assert bench.ticks(50) == {"onprem": 1, "cloud": 1}
+
+
+def test_a_new_process_without_signals_leaves_the_numbers(bench: Bench) -> None:
+    bench.ticks(3, waiting=2)
+    bench.restart()
+    bench.now_s += 60
+    assert bench.ticks(5, waiting=None) == {"onprem": 1, "cloud": 1}
+
+
+def test_a_record_nobody_can_read_costs_only_the_memory(bench: Bench) -> None:
+    bench.ticks(3, waiting=2)
+    bench.board.put_decision({"memory": {"m": "nonsense"}})
+    bench.restart()
+    assert bench.ticks(3) == {"onprem": 1, "cloud": 1}
+
+
+def test_without_any_knowledge_targets_on_the_board_stay(bench: Bench) -> None:
+    bench.board.put_targets(Targets(1.0, {"other": {"cloud": 1}}))
+    bench.ticks(1, waiting=None)
+    assert bench.board.get_targets() == Targets(1.0, {"other": {"cloud": 1}})
+
+
+def test_signals_nobody_can_read_hold_the_numbers_while_their_gateway_lives(bench: Bench) -> None:
+    bench.ticks(3, waiting=2)
+    for _ in range(100):
+        bench.memory.values[b"signals/odd"] = b"{}"
+        assert bench.ticks(1) == {"onprem": 1, "cloud": 1}
+    assert bench.ticks(100) == {"onprem": 1, "cloud": 0}
+
+
+def test_a_gateway_that_is_long_gone_is_taken_off_the_board(bench: Bench) -> None:
+    bench.board.put_signals(GatewaySignals("dead", bench.now_s))
+    bench.ticks(121)
+    assert [report.gateway for report in bench.board.list_signals()] == ["g"]
+
+
+def test_targets_another_process_wrote_meanwhile_are_not_overwritten(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.ticks(1)
+    theirs = Targets(2.0, {"m": {"onprem": 1, "cloud": 2}})
+    read = _read_then(bench.board.get_targets, lambda: bench.board.put_targets(theirs))
+    monkeypatch.setattr(bench.board, "get_targets", read)
+    bench.now_s += 1
+    bench.brain.tick()
+    assert bench.board.get_targets() == theirs
+
+
+def _read_then(read: Callable[[], Any], meanwhile: Callable[[], None]) -> Callable[[], Any]:
+    """Reads once, then somebody else writes."""
+    done: list[bool] = []
+
+    def both() -> Any:
+        found = read()
+        if not done:
+            done.append(True)
+            meanwhile()
+        return replace(found)
+
+    return both
