@@ -3,18 +3,13 @@
 Earns its two minutes: it is the main job of the product, run exactly as a user runs it.
 """
 
-import os
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import httpx
 import pytest
 from openai import OpenAI
 
-from cluster.processes import MARK_CLUSTER, list_marked
+from tests.e2e.served import Served
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -23,7 +18,7 @@ QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 @pytest.fixture
-def client(real) -> OpenAI:
+def client(real: Served) -> OpenAI:
     return OpenAI(base_url=f"{real.url}/v1", api_key=real.key)
 
 
@@ -32,9 +27,7 @@ def test_the_capital_of_france_is_streamed_from_the_owned_site(client: OpenAI) -
         model=MODEL, messages=QUESTION, temperature=0, stream=True, max_tokens=32
     )
     assert raw.headers["x-tidegate-site"] == "onprem"
-    text = "".join(
-        chunk.choices[0].delta.content or "" for chunk in raw.parse() if chunk.choices
-    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in raw.parse() if chunk.choices)
     assert "Paris" in text
 
 
@@ -43,16 +36,14 @@ def test_an_answer_in_one_piece_counts_its_tokens(client: OpenAI) -> None:
         model=MODEL, messages=QUESTION, temperature=0, max_tokens=8
     )
     assert answer.usage.completion_tokens <= 8
-    assert (
-        answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
-    )
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
 def test_the_model_is_listed(client: OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
 
 
-def test_a_client_that_leaves_frees_its_slot(real) -> None:
+def test_a_client_that_leaves_frees_its_slot(real: Served) -> None:
     """Eight streams of 1,500 tokens are dropped; within 10 s the gateway counts none."""
     body = {
         "model": MODEL,
@@ -72,50 +63,10 @@ def test_a_client_that_leaves_frees_its_slot(real) -> None:
     assert open_streams == 0
 
 
-def count_open_streams(real) -> float:
+def count_open_streams(real: Served) -> float:
     """The gateway's own count of streams it holds a slot for."""
     headers = {"Authorization": f"Bearer {real.key}"}
     text = httpx.get(f"{real.url}/metrics", headers=headers).text
     lines = [line for line in text.splitlines() if line.startswith("tidegate_streams_open")]
     assert lines, text[:1000]
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
-
-
-def test_an_interrupted_start_leaves_no_process() -> None:
-    """SIGTERM while the engine is loading, the worst moment: Ray, HAProxy and vLLM half up."""
-    offset = 3400
-    tidegate = Path(sys.executable).parent / "tidegate"
-    process = subprocess.Popen(
-        [tidegate, "serve", "--port-offset", str(offset)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "NO_COLOR": "1"},
-    )
-    cluster = f"tidegate-local-{offset}"
-    deadline_s = time.monotonic() + 120
-    while len(list_marked(MARK_CLUSTER, cluster)) < 12 and time.monotonic() < deadline_s:
-        time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    process.wait(timeout=90)
-    assert list_marked(MARK_CLUSTER, cluster) == []
-
-
-def test_a_killed_start_leaves_no_process_after_ten_seconds() -> None:
-    """SIGKILL can't be caught: the reaper, outside, must end what is left."""
-    offset = 3400
-    tidegate = Path(sys.executable).parent / "tidegate"
-    process = subprocess.Popen(
-        [tidegate, "serve", "--port-offset", str(offset)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    cluster = f"tidegate-local-{offset}"
-    deadline_s = time.monotonic() + 120
-    while len(list_marked(MARK_CLUSTER, cluster)) < 8 and time.monotonic() < deadline_s:
-        time.sleep(0.5)
-    process.kill()
-    process.wait()
-    deadline_s = time.monotonic() + 10
-    while (left := list_marked(MARK_CLUSTER, cluster)) and time.monotonic() < deadline_s:
-        time.sleep(0.5)
-    assert left == []
