@@ -285,7 +285,7 @@ def test_every_gateway_tells_the_autoscaler_what_it_sees(cluster: Cluster) -> No
 
 
 def test_no_port_on_the_cloud_node_lets_a_client_in(cluster: Cluster) -> None:
-    """Each listening port of the node is asked with a valid key; only Ray's and engines' are."""
+    """Each listening port of the node is asked with a valid key: Ray's and the engine's refuse."""
     ports = set()
     for pid in cluster.list_node("cloud"):
         connections = psutil.Process(pid).net_connections(kind="tcp")
@@ -295,10 +295,14 @@ def test_no_port_on_the_cloud_node_lets_a_client_in(cluster: Cluster) -> None:
     assert [port for port in sorted(ports) if _lets_in(port, cluster.key)] == []
 
 
-async def test_a_killed_gateway_is_replaced_and_its_slots_are_free_within_ten_seconds(
+async def test_a_killed_gateways_slots_are_free_within_ten_seconds_and_it_is_replaced(
     cluster: Cluster,
 ) -> None:
-    """Both gateways die while they hold every owned slot with streams of half a minute."""
+    """One of two dies while both hold every owned slot with streams of half a minute.
+
+    A slot without a request is freed after 4 s, seen at most 1 s later; the rest is for a busy
+    machine and for the round of requests that proves it.
+    """
     before = cluster.list_gateways()
     async with open_client(cluster) as client:
         streams = [
@@ -307,16 +311,18 @@ async def test_a_killed_gateway_is_replaced_and_its_slots_are_free_within_ten_se
         ]
         await asyncio.sleep(2)
         killed_s = time.monotonic()
-        for pid in before:
-            os.kill(pid, signal.SIGKILL)
+        os.kill(min(before), signal.SIGKILL)
+        await asyncio.sleep(1)
+        for stream in streams:
+            stream.cancel()
         await asyncio.gather(*streams, return_exceptions=True)
         while not await _fill_owned(client):  # noqa: ASYNC110 - the cluster tells nobody
             await asyncio.sleep(0.2)
-        took_s = time.monotonic() - killed_s
-    after = cluster.list_gateways()
-    assert len(after) == len(before)
-    assert not after & before
-    assert took_s < 10 + 2 * ANSWER_S
+        freed_s = time.monotonic() - killed_s
+        while len(after := cluster.list_gateways()) < len(before) or min(before) in after:
+            assert time.monotonic() - killed_s < 60
+            await asyncio.sleep(0.5)
+    assert freed_s < 10 + 2 * ANSWER_S
 
 
 async def _fill_owned(client: httpx.AsyncClient) -> bool:
@@ -332,15 +338,16 @@ async def _fill_owned(client: httpx.AsyncClient) -> bool:
 
 
 def _lets_in(port: int, key: str) -> bool:
+    """Whether a client's request is answered there; Ray's metrics port says 200 to any path."""
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    headers = {"Authorization": f"Bearer {key}"}
     try:
-        response = httpx.get(
-            f"http://127.0.0.1:{port}/v1/models",
-            headers={"Authorization": f"Bearer {key}"},
-            timeout=2,
+        response = httpx.post(
+            f"http://127.0.0.1:{port}/v1/chat/completions", json=body, headers=headers, timeout=5
         )
     except httpx.HTTPError:
         return False
-    return response.status_code == 200
+    return "choices" in response.text
 
 
 def _command(pid: int) -> list[str]:
