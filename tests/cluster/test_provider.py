@@ -145,8 +145,10 @@ def test_an_intent_that_never_reached_its_site_is_closed_and_never_launched_late
     world: World, eventually: Wait
 ) -> None:
     _write_intent(world.ledger(), owner="dead/1/1/x")
+    world.sites[CLOUD_SITE].hang()
     provider = world.open()
     assert provider.non_terminated_nodes({}) == ["cloud_gpu-1"]
+    world.sites[CLOUD_SITE].release()
     eventually(lambda: provider.non_terminated_nodes({}) == [])
     assert world.ledger().get(NodeId("cloud_gpu-1")).closed_why == "never launched: its owner ended"
     assert world.sites[CLOUD_SITE].list_instances() == []
