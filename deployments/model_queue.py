@@ -176,10 +176,9 @@ class ModelQueue:
         waiter = self._waiting.pop(assignment.number)
         replica_id = assignment.route.load.replica_id
         self._held[replica_id] = self._held.get(replica_id, 0) + 1
-        pool, seen = self._find(replica_id)
-        if seen.address is not None:
-            slot = HeldSlot(replica_id, seen.address, reason=assignment.route.reason)
-            self._spawn(self._hold(waiter, pool, slot))
+        pool, address = self._find(replica_id)
+        slot = HeldSlot(replica_id, address, reason=assignment.route.reason)
+        self._spawn(self._hold(waiter, pool, slot))
 
     async def _hold(self, waiter: Waiter, pool: Pool, slot: HeldSlot) -> None:
         """Take the slot, hand it over, keep it until released, give it back."""
@@ -302,12 +301,12 @@ class ModelQueue:
                 seen.address,
             )
 
-    def _find(self, replica_id: str) -> tuple[Pool, SeenReplica]:
+    def _find(self, replica_id: str) -> tuple[Pool, ReplicaAddress]:
         found = (
-            (pool, seen)
+            (pool, seen.address)
             for pool in self.pools
             for seen in pool.list_replicas()
-            if seen.replica_id == replica_id
+            if seen.replica_id == replica_id and seen.address is not None
         )
         return next(found)
 
