@@ -234,6 +234,9 @@ class NodeFolder:
             "RAY_USAGE_STATS_ENABLED": "0",
             "HF_HUB_OFFLINE": "1",
             "AWS_EC2_METADATA_DISABLED": "true",
+            # Workers started ahead of need cost a shared machine more than they save.
+            "RAY_enable_worker_prestart": "0",
+            "RAY_prestart_worker_first_driver": "0",
             "RAY_START_HOOK": "cluster.backends.ray_start_hook.close_client_server",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.cluster.token_file),

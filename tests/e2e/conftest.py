@@ -18,7 +18,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The embedded cluster with a real vLLM engine, started once a module: it takes a minute or two."""
+    """The embedded cluster with a real vLLM engine, one a module: a minute or two."""
     folder = tmp_path_factory.mktemp("vllm")
     served = start_serving(engine="vllm", port_offset=3200, log=folder / "s.log")
     yield served
