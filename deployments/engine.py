@@ -37,7 +37,9 @@ _ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
 _CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-_CPU_ENGINE_ARGS = {"dtype": "float32"}
+# Without AMX, bfloat16 takes 2.4 times as long as float32. Compiling saves 15 % of the CPU time of
+# a token and costs minutes at a first start; a pool that lives for long may turn it on.
+_CPU_ENGINE_ARGS = {"dtype": "float32", "enforce_eager": True}
 _OWN_ENGINE_ARGS = frozenset({"max_model_len", "max_num_seqs", "model", "served_model_name"})
 
 

@@ -55,7 +55,7 @@ def vllm_host(open_pool_host: Callable[[dict[str, Any]], PoolHost]) -> PoolHost:
             "weights": str(weights),
             "context_tokens": CONTEXT_TOKENS,
             "pools": [
-                make_pool(engine="vllm", engine_args={"enforce_eager": True}),
+                make_pool(engine="vllm"),
             ],
         }
     )

@@ -1,5 +1,7 @@
 """Serve options of pools: where replicas may run, and what is refused before anything starts."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -65,10 +67,10 @@ def test_a_cloud_pool_starts_at_zero_and_drains_for_as_long_as_a_stream_may_take
 
 
 def test_the_engine_gets_its_limits_from_the_model_and_the_pool() -> None:
-    model, pool = make_model(engine_args={"enforce_eager": True})
+    model, pool = make_model(engine_args={"enforce_eager": False})
     assert build_engine_args(model, pool) == {
         "dtype": "float32",
-        "enforce_eager": True,
+        "enforce_eager": False,
         "max_model_len": 2048,
         "max_num_seqs": 16,
     }
@@ -106,3 +108,13 @@ def test_wrong_arguments_of_an_emulated_pool_are_refused(
     model, pool = make_model(engine="emulated", context_tokens=9000, engine_args=engine_args)
     with pytest.raises(ValueError, match=reason):
         emulated_deployment(model, pool)
+
+
+def test_whoever_builds_pools_imports_neither_vllm_nor_torch() -> None:
+    """The build task and emulated replicas stay small; shown in a process of its own."""
+    code = (
+        "import sys, deployments.engine, deployments.emulated; "
+        "sys.exit(sorted({'vllm', 'torch', 'transformers'} & sys.modules.keys()) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
