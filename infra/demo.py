@@ -14,8 +14,7 @@ from infra.stream_client import Stream, StreamClient
 
 _LONG_STREAMS_MIN = 4
 _LONG_STREAM_S_MIN = 30.0
-_LONG_TOKENS = 1500
-_SHORT_TOKENS = 160
+_SHORT_TOKENS = 80
 _POLL_S = 0.5
 _SHORT_PROMPT = "Tell me a short story about the sea."
 _LONG_PROMPT = "Count from one to one thousand, in words."
@@ -33,8 +32,12 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class DemoLimits:
-    """How long the demonstration waits for each thing before it calls the step failed."""
+    """How long the demonstration waits for each thing before it calls the step failed.
 
+    `long_tokens` must keep a stream open while the load ends and the autoscaler sees slack last.
+    """
+
+    long_tokens: int
     burst_s_max: float = 240.0
     stream_s_max: float = 300.0
     home_s_max: float = 180.0
@@ -149,7 +152,9 @@ class Demo:
             view = await self._observer.view()
             pending = sum(1 for stream in self._long if stream.ended_s is None and not stream.site)
             if view.cloud_slots_ready > 0 and pending < _LONG_STREAMS_MIN:
-                self._long.append(self._send(_LONG_PROMPT, _LONG_TOKENS, ignore_eos=True))
+                self._long.append(
+                    self._send(_LONG_PROMPT, self._limits.long_tokens, ignore_eos=True)
+                )
             await asyncio.sleep(_POLL_S / 2)
         sites = ", ".join(sorted(self._observer.cloud_sites))
         return f"{len(self._long_in_cloud())} long streams open on {sites}"

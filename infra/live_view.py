@@ -63,7 +63,9 @@ class LineView:
         if line != self._last:
             self._last = line
             self._console.print(
-                f"{line} | waiting {view.waiting} | {_answers(streams)}", markup=False
+                f"{line} | waiting {view.waiting} | {_answers(streams)}",
+                markup=False,
+                soft_wrap=True,
             )
 
 
