@@ -137,7 +137,7 @@ class Observer:
     def cloud_nodes_in_ray_status(self) -> tuple[int, str]:
         """Return how many active cloud nodes `ray status` lists, and the lines that say so."""
         active = self._ray_cli.status().partition("Active:")[2].partition("Pending:")[0]
-        lines = [line.strip() for line in active.splitlines() if line.strip()]
+        lines = [line.strip() for line in active.splitlines() if line.strip()[:1].isdigit()]
         cloud = [line for line in lines if line.endswith(self._cloud_types)]
         return sum(int(line.split()[0]) for line in cloud), "; ".join(lines)
 
