@@ -314,7 +314,7 @@ def with_ports(raw: Mapping[str, Any], offset: int) -> dict[str, Any]:
     moved = copy.deepcopy(dict(raw))
     if offset == 0:
         return moved
-    ports = moved["provider"]["ports"]
+    ports = moved["provider"].get("ports", {})
     for name in ports:
         ports[name] += offset
     moved["cluster_name"] = f"{moved['cluster_name']}-{offset}"

@@ -5,6 +5,7 @@
     ├── StateError           the state folder can't be used (locked by others, damaged, wrong owner)
     ├── LaunchRefusedError   we decided not to launch; nothing was started
     │   ├── SiteFullError         the site holds as many nodes as it may
+    │   ├── HeadExistsError       the cluster has a head already
     │   └── BudgetExceededError   the launch would commit more money per hour than allowed
     └── BackendError         a site's machinery failed
         ├── NoCapacityError       the site has none of these nodes to give right now
@@ -39,6 +40,12 @@ class SiteFullError(LaunchRefusedError):
     """The site holds as many nodes as it may."""
 
     category = "SiteFull"
+
+
+class HeadExistsError(LaunchRefusedError):
+    """The cluster has a head already; a second one would fight it for ports and workers."""
+
+    category = "HeadExists"
 
 
 class BudgetExceededError(LaunchRefusedError):

@@ -88,14 +88,14 @@ class Ledger:
 
     def list_open(self, *, site: SiteName | None = None) -> list[NodeRecord]:
         """Return every node that isn't closed, oldest first."""
-        with self._store.transaction() as session:
+        with self._store.snapshot() as session:
             return [
                 _to_record(row) for row in _select_open(session) if site is None or row.site == site
             ]
 
     def list_all(self) -> list[NodeRecord]:
         """Return every node there ever was, oldest first: for spend and reports."""
-        with self._store.transaction() as session:
+        with self._store.snapshot() as session:
             rows = session.scalars(select(NodeRow).order_by(NodeRow.intended_s, NodeRow.node_id))
             return [_to_record(row) for row in rows]
 
@@ -105,12 +105,12 @@ class Ledger:
         Raises:
             NodeNotFoundError: there never was such a node.
         """
-        with self._store.transaction() as session:
+        with self._store.snapshot() as session:
             return _to_record(_get(session, node_id))
 
     def knows(self, node_id: NodeId) -> bool:
         """Return whether there is a record of a node, open or closed."""
-        with self._store.transaction() as session:
+        with self._store.snapshot() as session:
             return session.get(NodeRow, node_id) is not None
 
     def merge_tags(self, node_id: NodeId, tags: Mapping[str, str]) -> None:

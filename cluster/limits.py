@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from cluster.budget import committed_prices, decide_launch
 from cluster.config import ProviderSettings
-from cluster.errors import BudgetExceededError, SiteFullError
+from cluster.errors import BudgetExceededError, HeadExistsError, SiteFullError
 from cluster.ledger import Intent
 from cluster.model import NodePhase, NodeRecord, NodeTypeName
 
@@ -21,6 +21,18 @@ def price_of_type(settings: ProviderSettings, node_type: NodeTypeName) -> Decima
     if offer is None:
         return None
     return Decimal(0) if offer.market == "owned" else offer.usd_per_hour
+
+
+def check_single_head(open_nodes: Sequence[NodeRecord], intents: Sequence[Intent]) -> None:
+    """Raise HeadExistsError if the intents would give the cluster a second head."""
+    heads = [node for node in open_nodes if node.is_head and node.phase in HELD_PHASES]
+    asked = sum(intent.is_head for intent in intents)
+    if asked and len(heads) + asked > 1:
+        name = heads[0].node_id if heads else "none"
+        raise HeadExistsError(
+            f"a cluster must have one head; got {asked} more beside {name}. "
+            "Another `ray up` may be running: wait for it, or run `ray down` first."
+        )
 
 
 def check_site_room(

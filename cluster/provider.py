@@ -38,7 +38,7 @@ from cluster.errors import (
     NodeNotFoundError,
 )
 from cluster.ledger import Intent, Ledger
-from cluster.limits import check_budget, check_site_room, price_of_type
+from cluster.limits import check_budget, check_single_head, check_site_room, price_of_type
 from cluster.model import (
     ClusterName,
     LaunchSpec,
@@ -269,6 +269,7 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
         """Return the check of the limits that runs while the ledger is locked."""
 
         def check(open_nodes: Sequence[NodeRecord]) -> None:
+            check_single_head(open_nodes, intents)
             check_site_room(self._settings, open_nodes, intents)
             check_budget(self._settings, open_nodes, intents)
 

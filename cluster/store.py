@@ -16,7 +16,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from cluster.errors import StateError
 
 _SCHEMA_VERSION = 1
-_BUSY_TIMEOUT_MS = 10_000
+_BUSY_TIMEOUT_S = 5.0
+_READS_ONLY = "tidegate_reads_only"
 
 
 class Base(DeclarativeBase):
@@ -51,9 +52,7 @@ class Store:
     def __init__(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._file = file
-        self._engine = create_engine(
-            f"sqlite:///{file}", connect_args={"timeout": _BUSY_TIMEOUT_MS / 1000}
-        )
+        self._engine = create_engine(f"sqlite:///{file}", connect_args={"timeout": _BUSY_TIMEOUT_S})
         _take_lock_when_transaction_begins(self._engine)
         with self._explain_errors():
             self._create_tables()
@@ -68,6 +67,17 @@ class Store:
         with self._explain_errors(), Session(self._engine) as session, session.begin():
             yield session
 
+    @contextmanager
+    def snapshot(self) -> Iterator[Session]:
+        """Open a transaction that only reads, one consistent state, without the write lock.
+
+        Raises:
+            StateError: as above.
+        """
+        reading = self._engine.execution_options(**{_READS_ONLY: True})
+        with self._explain_errors(), Session(reading) as session, session.begin():
+            yield session
+
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
@@ -80,8 +90,9 @@ class Store:
                     f"{self._file} must have schema version {_SCHEMA_VERSION}; got {version}. "
                     "It was written by another release: use that one, or move the file away."
                 )
-            Base.metadata.create_all(connection)
-            connection.execute(text(f"PRAGMA user_version = {_SCHEMA_VERSION}"))
+            if version == 0:
+                Base.metadata.create_all(connection)
+                connection.execute(text(f"PRAGMA user_version = {_SCHEMA_VERSION}"))
 
     @contextmanager
     def _explain_errors(self) -> Iterator[None]:
@@ -101,4 +112,5 @@ def _take_lock_when_transaction_begins(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads_only = connection.get_execution_options().get(_READS_ONLY, False)
+        connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")

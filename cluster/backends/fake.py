@@ -39,10 +39,12 @@ class FakeBackend:
         *,
         now_s: Callable[[], float] = time.monotonic,
         settle_s: float = 0.0,
+        list_lag_s: float = 0.0,
     ) -> None:
         self._boot_s = (settings or FakeBackendSettings(kind="fake")).boot_s
         self._now_s = now_s
         self._settle_s = settle_s
+        self._list_lag_s = list_lag_s
         self._nodes: dict[NodeId, _Node] = {}
         self._failures: dict[str, deque[BackendError]] = {}
         self._lock = threading.Lock()
@@ -90,7 +92,9 @@ class FakeBackend:
         """Return the remembered nodes, booting until their boot time is over."""
         self._enter("list_instances", ())
         with self._lock:
-            return [self._describe(node) for node in self._nodes.values()]
+            visible_s = self._now_s() - self._list_lag_s
+            seen = [node for node in self._nodes.values() if node.launched_s <= visible_s]
+            return [self._describe(node) for node in seen]
 
     def open_command_runner(self, node_id: NodeId) -> "FakeCommandRunner":
         """Return a runner that writes commands down."""

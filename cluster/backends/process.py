@@ -102,14 +102,14 @@ class ProcessBackend:
 
     def _remove_folder(self, node: NodeFolder) -> None:
         """Keep Ray's logs and delete the rest; the node is gone with the first, atomic step."""
-        gone = self._folder.path / "gone"
-        gone.mkdir(exist_ok=True, mode=0o700)
-        node.path.rename(gone / node.node_id)
+        gone = self._folder.gone / node.node_id
+        shutil.rmtree(gone, ignore_errors=True)
+        node.path.rename(gone)
         self._folder.release_slot(node.node_id)
-        for logs in (gone / node.node_id / "ray").glob("session_2*/logs"):
+        for logs in (gone / "ray").glob("session_2*/logs"):
             shutil.rmtree(self._folder.logs / node.node_id, ignore_errors=True)
             logs.rename(self._folder.logs / node.node_id)
-        shutil.rmtree(gone / node.node_id, ignore_errors=True)
+        shutil.rmtree(gone, ignore_errors=True)
         self._forget_old_logs()
 
     def _forget_old_logs(self) -> None:

@@ -6,6 +6,7 @@
         nodes/<node id>/     instance.json (exists = the node exists)   started (Ray was started)
                              home/  tmp/  ray/ (Ray's temporary folder)  bin/ray  env.sh
         logs/<node id>/      Ray's logs of nodes that are gone, the newest few
+        gone/                where folders of ended nodes are deleted
 
 A node stands in for a machine, so it has a home, a temporary folder, an address and ports of its
 own. Unix sockets hold 107 characters, so paths that end in sockets go through a short link,
@@ -88,9 +89,14 @@ class ClusterFolder:
         """Return the folder of the logs of nodes that are gone."""
         return self.path / "logs"
 
+    @property
+    def gone(self) -> Path:
+        """Return the folder where node folders are deleted, out of everybody's sight."""
+        return self.path / "gone"
+
     def ensure_exists(self) -> None:
         """Create the folders and the token if they are missing. Idempotent."""
-        for folder in (self.path, self.slots, self.nodes, self.logs):
+        for folder in (self.path, self.slots, self.nodes, self.logs, self.gone):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self.locked():
             if not self.token_file.exists():

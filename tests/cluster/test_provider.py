@@ -214,6 +214,34 @@ def test_a_node_its_site_took_away_is_gone_from_the_listing(world: World, eventu
     assert world.ledger().get(NodeId(node_id)).closed_why == "gone from its site"
 
 
+def test_an_instance_its_site_lists_late_is_waited_for(
+    world: World, clock: Any, eventually: Wait
+) -> None:
+    site = FakeBackend(now_s=clock, list_lag_s=10, settle_s=60)
+    world.sites[CLOUD_SITE] = site
+    provider = world.open()
+    launch(provider, CLOUD)
+    (node_id,) = provider.non_terminated_nodes({})
+    eventually(lambda: len(site.calls) > 5)
+    assert provider.non_terminated_nodes({}) == [node_id]
+    clock.now_s += 10
+    eventually(lambda: provider.is_running(node_id))
+
+
+def test_an_instance_that_shows_up_after_its_node_was_closed_is_ended(
+    world: World, clock: Any, eventually: Wait
+) -> None:
+    """The site promised to list at once and didn't: nobody counts on the node any more."""
+    site = FakeBackend(now_s=clock, list_lag_s=10, settle_s=0)
+    world.sites[CLOUD_SITE] = site
+    provider = world.open()
+    launch(provider, CLOUD)
+    eventually(lambda: provider.nodes_for_teardown({}) == [])
+    clock.now_s += 10
+    eventually(lambda: "terminate" in [one.name for one in site.calls])
+    assert provider.non_terminated_nodes({}) == []
+
+
 def test_a_sold_out_site_closes_the_intent_with_the_reason(world: World, eventually: Wait) -> None:
     world.sites[CLOUD_SITE].fail_next("launch", NoCapacityError("none left in zone a"))
     provider = world.open()
@@ -274,6 +302,19 @@ def test_a_launch_beyond_the_sites_room_is_refused_whole_and_in_rays_form(world:
     )
     assert len(provider.non_terminated_nodes({})) == 2
     launch(provider, ONPREM)
+
+
+def test_a_cluster_gets_one_head_and_a_new_one_only_once_the_old_one_is_going(
+    world: World,
+) -> None:
+    provider = world.open()
+    launch(provider, HEAD)
+    with pytest.raises(NodeLaunchException, match="HeadExists"):
+        launch(provider, HEAD)
+    (head,) = provider.non_terminated_nodes(HEAD)
+    provider.terminate_node(head)
+    launch(provider, HEAD)
+    assert provider.non_terminated_nodes(HEAD) != [head]
 
 
 def test_a_launch_beyond_the_budget_is_refused_with_the_sum(world: World) -> None:
