@@ -150,7 +150,7 @@ def run_embedded(plan: Plan) -> Iterator[Observer]:
 def _open_board(settings: ClusterSettings, ray_cli: RayCli) -> Blackboard:
     """Return the cluster's board; Ray's client finds the token through the environment only."""
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(_token_file(settings))}
-    return Blackboard.from_address(f"{ray_cli.head_ip()}:{_ports(settings).gcs}")
+    return Blackboard.from_address(f"{ray_cli.head_ip()}:{_ports(settings).gcs}", timeout_s=5.0)
 
 
 def _token_file(settings: ClusterSettings) -> Path:

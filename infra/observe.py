@@ -10,13 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.config import ClusterSettings
+from cluster.errors import TidegateError
 from deployments.signals import Blackboard, GatewaySignals, PoolSignal
 from infra.ray_cli import RayCli
 
 _SIGNALS_AGE_S_MAX = 5.0
 _RAY_STATUS_POLL_S = 2.0
+_SILENT_S_MAX = 60.0
 # As Ray's instance manager calls a node that has joined.
 _RUNNING = "RAY_RUNNING"
+
+
+class ClusterSilent(TidegateError):
+    """The cluster's control store doesn't answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,18 +123,36 @@ class Observer:
         self.cloud_sites: frozenset[str] = frozenset(
             name for name, site in settings.sites.items() if not site.owned
         )
+        self._seen_s = time.monotonic()
+        self._last = ClusterView(cloud_sites=self.cloud_sites)
         self._cloud_types = tuple(
             name for name, kind in settings.node_types.items() if kind.site in self.cloud_sites
         )
 
     def look(self) -> ClusterView:
-        """Return one view. Blocks for at most a few seconds while the GCS doesn't answer."""
-        signals = self._board.list_signals()
+        """Return one view; the last one while the GCS is too busy to answer.
+
+        Raises:
+            ClusterSilent: the GCS hasn't answered for a minute.
+        """
+        from ray.exceptions import RpcError  # noqa: PLC0415 - `tidegate --help` needs no Ray
+
+        try:
+            signals = self._board.list_signals()
+            decision = self._board.get_decision() or {}
+        except RpcError as error:
+            silent_s = time.monotonic() - self._seen_s
+            if silent_s < _SILENT_S_MAX:
+                return self._last
+            raise ClusterSilent(
+                f"the cluster's control store must answer; it hasn't for {silent_s:.0f} s ({error}). "
+                "Does the cluster run? Type: tidegate serve"
+            ) from error
         newest_s = max((report.published_s for report in signals), default=0.0)
         recent = [r for r in signals if newest_s - r.published_s < _SIGNALS_AGE_S_MAX]
-        return ClusterView(
-            cloud_sites=self.cloud_sites, decision=self._board.get_decision() or {}, signals=recent
-        )
+        self._seen_s = time.monotonic()
+        self._last = ClusterView(cloud_sites=self.cloud_sites, decision=decision, signals=recent)
+        return self._last
 
     async def view(self) -> ClusterView:
         """Return one view without blocking the event loop."""
