@@ -7,7 +7,7 @@ The supervisor restarts the autoscaler when it ends, later each time it ends ear
 itself when the session is over: nobody listens at the GCS's address, or the session's folder is
 another one's. If the supervisor is killed, the pipe it holds closes; the autoscaler then starts a
 new supervisor and ends itself. A lock in the session's log folder keeps it to one of each. If both
-are killed at once, `ray up` starts them again.
+are gone at once (the supervisor killed during the pause before a restart), `ray up` starts them.
 
 Standard library only: it must outlive whatever breaks the autoscaler.
 """
@@ -102,24 +102,28 @@ class Supervisor:
         _log.info("autoscaler started, process %d", child.pid)
         try:
             while child.poll() is None and self._goes_on():
-                _sleep(_CHECK_S, until=lambda: self._is_ending or child.poll() is not None)
+                _wait(child, _CHECK_S)
         finally:
             _end(child)
         if not self._goes_on():
             _log.info("the session is over: autoscaler %d ended", child.pid)
             return
-        lived_s = time.monotonic() - began_s
-        if lived_s > _HEALTHY_S:
-            self._back_off_s = _BACK_OFF_S_MIN
+        self._back_off(child, lived_s=time.monotonic() - began_s)
+
+    def _back_off(self, child: subprocess.Popen[bytes], *, lived_s: float) -> None:
+        """Wait before the next start: not at all after a long life, longer after each short one."""
+        pause_s = 0.0 if lived_s > _HEALTHY_S else self._back_off_s
         _log.warning(
             "autoscaler %d ended with %s after %.0f s; next start in %.0f s",
             child.pid,
             child.returncode,
             lived_s,
-            self._back_off_s,
+            pause_s,
         )
-        _sleep(self._back_off_s, until=lambda: not self._goes_on())
-        self._back_off_s = min(2 * self._back_off_s, _BACK_OFF_S_MAX)
+        self._back_off_s = min(2 * pause_s, _BACK_OFF_S_MAX) or _BACK_OFF_S_MIN
+        deadline_s = time.monotonic() + pause_s
+        while time.monotonic() < deadline_s and self._goes_on():
+            time.sleep(min(_CHECK_S, max(0.0, deadline_s - time.monotonic())))
 
     def _goes_on(self) -> bool:
         """Whether the session still lives; one missed answer of its GCS isn't its end."""
@@ -181,17 +185,17 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     """End a process: asked first, then killed. One that has ended already is only collected."""
     if child.poll() is None:
         child.terminate()
-        try:
-            child.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
+        if not _wait(child, _GRACE_S):
             child.kill()
     child.wait()
     if child.stdin is not None:
         child.stdin.close()
 
 
-def _sleep(duration_s: float, *, until: Callable[[], bool]) -> None:
-    """Sleep, but look every second whether there is a reason to stop."""
-    deadline_s = time.monotonic() + duration_s
-    while time.monotonic() < deadline_s and not until():
-        time.sleep(min(_CHECK_S, max(0.0, deadline_s - time.monotonic())))
+def _wait(child: subprocess.Popen[bytes], duration_s: float) -> bool:
+    """Whether the process ended within that time; returns as soon as it does."""
+    try:
+        child.wait(duration_s)
+    except subprocess.TimeoutExpired:
+        return False
+    return True

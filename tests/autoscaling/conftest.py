@@ -31,6 +31,7 @@ _ROOT = Path(__file__).parents[2]
 settings.register_profile("tidegate", max_examples=50, deadline=None, derandomize=True)
 settings.load_profile("tidegate")
 
+_HEAD_STARTS_MAX = 3
 _NODE = {"node_config": {}, "min_workers": 0}
 _CONTENT: dict[str, Any] = {
     "cluster_name": "tidegate-test",
@@ -136,7 +137,6 @@ class LiveHead:
     def start(self) -> None:
         self.content["provider"]["state_dir"] = str(self.folder / "state")
         self.config_file.write_text(yaml.safe_dump(self.content))
-        self.port = _find_free_port()
         self.environment |= {
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_AUTH_MODE": "disabled",
@@ -151,6 +151,16 @@ class LiveHead:
             **KEEP_MARKS_READABLE,
         }
         self._remember_head()
+        for _ in range(_HEAD_STARTS_MAX - 1):
+            # Ray gives its node half a minute and no option; a busy machine may need another try.
+            try:
+                return self._start_head()
+            except AssertionError:
+                end_marked(MARK_CLUSTER, self.mark, grace_s=1)
+        return self._start_head()
+
+    def _start_head(self) -> None:
+        self.port = _find_free_port()
         self.run(
             *("ray", "start", "--head", "--no-monitor", "--num-cpus=1", "--num-gpus=0"),
             *(f"--port={self.port}", "--node-ip-address=127.0.0.1"),

@@ -110,7 +110,6 @@ def test_ray_status_shows_what_our_scheduler_launched(
     live_head: Any, calm: None, wait: Any
 ) -> None:
     actor = Worker.remote()
-    wait(live_head.launched, timeout_s=60, why="a launch")
     status = wait(
         lambda: found if "onprem_gpu" in (found := live_head.status()) else None,
         timeout_s=30,
@@ -141,10 +140,10 @@ def test_the_brain_reads_signals_and_writes_targets_and_a_record(
 
 
 def test_a_killed_autoscaler_is_replaced_and_goes_on(live_head: Any, calm: None, wait: Any) -> None:
-    before = live_head.autoscaler_pid()
+    before, seen = live_head.autoscaler_pid(), seen_nodes(live_head)
     os.kill(before, signal.SIGKILL)
     actor = Worker.remote()
-    wait(live_head.launched, timeout_s=60, why="a launch by the new process")
+    wait(lambda: new_types(live_head, seen), timeout_s=60, why="a launch by the new process")
     assert live_head.autoscaler_pid() not in (None, before)
     assert "going on from the last decision record: live" in live_head.log()
     ray.kill(actor)
