@@ -28,11 +28,11 @@ serve: setup ## run the cluster on this machine until Ctrl-C: gateway, vLLM, aut
 demo: setup ## a guided burst into the cloud site and home again; ARGS="--engine emulated" on small machines
 	@$(BIN)/tidegate demo $(ARGS)
 
-test: setup ## all tests, real Ray and one real vLLM engine included
-	@$(BIN)/pytest $(ARGS)
+test: unit ## all tests: the unit tests, then those with real Ray and a real vLLM engine
+	@$(BIN)/pytest -m "ray or vllm" $(ARGS)
 
 unit: setup ## the tests that start neither Ray nor an engine
-	@$(BIN)/pytest -m "not ray and not vllm" $(ARGS)
+	@$(BIN)/pytest -m "not ray and not vllm" -n auto -q $(ARGS)
 
 check: setup ## lint, format, types, import contracts
 	@$(BIN)/ruff check .

@@ -145,7 +145,7 @@ class Observer:
             if silent_s < _SILENT_S_MAX:
                 return self._last
             raise ClusterSilent(
-                f"the cluster's control store must answer; it hasn't for {silent_s:.0f} s ({error}). "
+                f"the cluster's control store must answer; silent for {silent_s:.0f} s ({error}). "
                 "Does the cluster run? Type: tidegate serve"
             ) from error
         newest_s = max((report.published_s for report in signals), default=0.0)
