@@ -112,8 +112,10 @@ def test_a_redeploy_keeps_the_brains_numbers(pools: Pools) -> None:
     pools.set(onprem=1, cloud=2)
     pools.wait_until(lambda: pools.count("cloud") == 2, "two cloud replicas")
     pools.deploy(version=2)
-    pools.wait_until(lambda: pools.versions() == ["2"] * 8, "the new version on both")
-    assert pools.count("cloud") == 2
+    pools.wait_until(
+        lambda: pools.versions() == ["2"] * 8 and pools.count("cloud") == 2,
+        "two replicas of the new version",
+    )
 
 
 def test_a_redeploy_at_zero_starts_no_cloud_replica(pools: Pools) -> None:
