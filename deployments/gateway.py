@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -264,6 +264,11 @@ class Gateway:
         """What the autoscaler may know of this gateway; updates its own gauges on the way."""
         models = tuple(self._signal_of(desk) for desk in self._desks.values())
         return GatewaySignals(gateway, now_s, models)
+
+    def stop_routing(self, closing: Mapping[str, Sequence[str]]) -> None:
+        """Route nothing more to these pools, by application: they are on their way to zero."""
+        for desk in self._desks.values():
+            desk.queue.stop_routing(frozenset(closing.get(desk.spec.name, ())))
 
     async def close(self) -> None:
         """End every stream and connection."""

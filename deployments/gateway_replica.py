@@ -160,7 +160,14 @@ class GatewayReplica:
         while True:
             signals = self._gateway.observe_signals(gateway=self._id, now_s=time.time())
             await self._board_call(self._board.put_signals, signals)
+            await self._obey_closing()
             await asyncio.sleep(_SIGNALS_PERIOD_S)
+
+    async def _obey_closing(self) -> None:
+        """Stop routing to the pools the autoscaler is about to lower to zero."""
+        closing: dict[str, list[str]] = {}
+        await self._board_call(lambda: closing.update(self._board.list_closing(now_s=time.time())))
+        self._gateway.stop_routing(closing)
 
     def _forget_the_dead(self) -> None:
         """Take away what gateways said that were killed before they could do so themselves."""

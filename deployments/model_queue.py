@@ -92,6 +92,7 @@ class ModelQueue:
         self._held: dict[str, int] = {}
         self._suspect_until_s: dict[str, float] = {}
         self._mismatched: set[str] = set()
+        self._closing: frozenset[str] = frozenset()
         self._arrivals = 0
         self._mean_hold_s: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -137,6 +138,12 @@ class ModelQueue:
         """Offer this replica to nobody for a few seconds: it just failed someone."""
         self._suspect_until_s[replica_id] = self._clock() + _SUSPECT_S
         asyncio.get_running_loop().call_later(_SUSPECT_S, self._dispatch)
+
+    def stop_routing(self, pools: frozenset[str]) -> None:
+        """Give slots of these pools to nobody, and of all others again; streams there go on."""
+        if pools != self._closing:
+            self._closing = pools
+            self._dispatch()
 
     def list_waiting(self) -> list[Waiter]:
         """Those waiting now, oldest first."""
@@ -267,6 +274,7 @@ class ModelQueue:
         return [
             self._load_of(pool, seen, now_s)
             for pool in self.pools
+            if pool.spec.name not in self._closing
             for seen in pool.list_replicas()
             if self._is_usable(pool, seen, now_s)
         ]

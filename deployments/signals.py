@@ -14,6 +14,7 @@ NAMESPACE = b"tidegate"
 _SIGNALS_PREFIX = b"signals/"
 _TARGETS_KEY = b"targets"
 _DECISION_KEY = b"decision"
+_CLOSING_AGE_S_MAX = 10.0
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -161,6 +162,16 @@ class Blackboard:
         """The last targets; None if none were ever written."""
         raw = self._get(_TARGETS_KEY)
         return None if raw is None else decode_targets(raw)
+
+    def list_closing(self, *, now_s: float) -> dict[str, list[str]]:
+        """Pools on their way to zero, by application; none if the last decision is old.
+
+        An autoscaler that is away must not keep a pool from answering.
+        """
+        decision = self.get_decision()
+        if decision is None or now_s - float(decision["decided_s"]) > _CLOSING_AGE_S_MAX:
+            return {}
+        return dict(decision.get("closing", {}))
 
     def put_decision(self, decision: dict[str, Any]) -> None:
         """Replace the decision record."""

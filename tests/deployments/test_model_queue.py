@@ -234,3 +234,29 @@ async def test_under_any_load_every_request_is_served_and_restricted_stays_on_ow
     await settle()
     assert sum(onprem.taken.values()) + sum(cloud.taken.values()) == 0
     await queue.close()
+
+
+async def test_a_closing_pool_gets_nothing_new_and_keeps_its_streams(
+    queue: ModelQueue, onprem: FakePool, cloud: FakePool
+) -> None:
+    """Two owned slots are taken, one of two cloud slots: the other stays empty once it closes."""
+    onprem.add("o")
+    cloud.add("c")
+    held = [await take(queue) for _ in range(3)]
+    queue.stop_routing(frozenset({cloud.spec.name}))
+    with pytest.raises(BusyError):
+        await take(queue)
+    assert queue.count_held(cloud) == 1
+    held[2].release()
+
+
+async def test_a_pool_that_no_longer_closes_takes_those_who_wait_at_once(
+    queue: ModelQueue, cloud: FakePool
+) -> None:
+    cloud.add("c")
+    queue.stop_routing(frozenset({cloud.spec.name}))
+    waiting = asyncio.create_task(take(queue))
+    await settle()
+    assert not waiting.done()
+    queue.stop_routing(frozenset())
+    assert (await waiting).address.site == "cloud"

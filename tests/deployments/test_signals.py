@@ -93,3 +93,17 @@ def test_an_empty_board_has_neither_targets_nor_decision() -> None:
 
 def _names(signals: Sequence[GatewaySignals]) -> list[str]:
     return [signal.gateway for signal in signals]
+
+
+@pytest.mark.parametrize(
+    ("age_s", "expected"), [(1.0, {"m": ["cloud"]}), (11.0, {})], ids=["fresh", "stale"]
+)
+def test_only_a_fresh_decision_closes_pools(age_s: float, expected: dict[str, list[str]]) -> None:
+    """An autoscaler that died 11 s ago must not keep a pool from answering."""
+    board = Blackboard(FakeGcs())
+    board.put_decision({"decided_s": 100.0, "closing": {"m": ["cloud"]}})
+    assert board.list_closing(now_s=100.0 + age_s) == expected
+
+
+def test_no_decision_closes_nothing() -> None:
+    assert Blackboard(FakeGcs()).list_closing(now_s=0.0) == {}
