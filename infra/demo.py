@@ -39,7 +39,7 @@ class DemoLimits:
 
     long_tokens: int
     burst_s_max: float = 240.0
-    stream_s_max: float = 300.0
+    stream_s_max: float = 480.0
     home_s_max: float = 180.0
 
 
