@@ -18,7 +18,7 @@ from rich.table import Table
 
 import cluster
 import deployments
-from cluster.config import load_cluster_file
+from cluster.config import load_cluster_file, render_json_schema
 from cluster.errors import TidegateError
 from infra.demo import Demo, DemoLimits, StepResult
 from infra.embedded import Plan, build_plan, open_observer, resolve_cluster, run_embedded
@@ -163,6 +163,12 @@ def status(
     content = {"decision": dict(view.decision), "signals": [asdict(s) for s in view.signals]}
     text = json.dumps(content, indent=1) if output is Output.JSON else yaml.safe_dump(content)
     sys.stdout.write(f"{text}\n")
+
+
+@app.command(epilog="Example:  tidegate schema > cluster/schema.json")
+def schema() -> None:
+    """Print the JSON Schema of a cluster file, for editors."""
+    sys.stdout.write(f"{json.dumps(render_json_schema(), indent=1)}\n")
 
 
 async def _run_demo(plan: Plan, observer: Observer) -> list[StepResult]:
