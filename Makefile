@@ -17,7 +17,7 @@ setup: .venv/.ready ## create .venv with the pinned dependencies (done by every 
 	@command -v $(PYTHON) >/dev/null || { echo "Tidegate needs Python 3.11; '$(PYTHON)' isn't on PATH. Type: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "Setting up .venv (about a minute, once)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check uv==0.13.9 2>/dev/null
+	@$(BIN)/pip install -qq --disable-pip-version-check uv==0.13.9
 	@$(BIN)/uv pip install --compile-bytecode --no-deps -r requirements/cpu.lock $(TORCH_SOURCE)
 	@$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -28,8 +28,13 @@ serve: setup ## run the cluster on this machine until Ctrl-C: gateway, vLLM, aut
 demo: setup ## a guided burst into the cloud site and home again; ARGS="--engine emulated" on small machines
 	@$(BIN)/tidegate demo $(ARGS)
 
-test: unit ## all tests: the unit tests, then those with real Ray and a real vLLM engine
-	@$(BIN)/pytest -m "ray or vllm" $(ARGS)
+test: setup ## all tests, real Ray and one real vLLM engine included; ARGS="-k words" for some
+ifeq ($(ARGS),)
+	@$(BIN)/pytest -m "not ray and not vllm" -n auto -q
+	@$(BIN)/pytest -m "ray or vllm" --durations=15
+else
+	@$(BIN)/pytest $(ARGS)
+endif
 
 unit: setup ## the tests that start neither Ray nor an engine
 	@$(BIN)/pytest -m "not ray and not vllm" -n auto -q $(ARGS)

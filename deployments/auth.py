@@ -7,6 +7,7 @@ change that can't be read keeps the last good keys: a typo must not lock everybo
 import hashlib
 import logging
 import os
+import pwd
 import secrets
 import stat
 import time
@@ -96,7 +97,9 @@ class Keyring:
 def keys_path(configured: str | None) -> Path:
     """Where the keys are: as configured, else $TIDEGATE_KEYS_FILE, else ~/.tidegate/keys.yaml."""
     chosen = configured or os.environ.get(KEYS_FILE_VARIABLE) or "~/.tidegate/keys.yaml"
-    return Path(chosen).expanduser()
+    # A node of the embedded cluster has a HOME of its own, so `~` is the real user's.
+    home = pwd.getpwuid(os.getuid()).pw_dir
+    return Path(home, chosen[2:]) if chosen.startswith("~/") else Path(chosen)
 
 
 def hash_key(key: str) -> str:

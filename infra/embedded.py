@@ -6,14 +6,11 @@ started, and a reaper does so in its place if it is killed.
 """
 
 import os
-import secrets
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -28,12 +25,14 @@ from cluster.config import (
 from cluster.errors import ConfigError
 from cluster.processes import MARK_CLUSTER, end_marked, start_reaper
 from deployments.signals import Blackboard
-from infra.models import ensure_smollm2
+from infra.local_key import ensure_local_key
+from infra.models import SMOLLM2, ensure_smollm2
 from infra.observe import Observer
 from infra.preflight import insist, inspect
 from infra.progress import console, step
 from infra.ray_cli import RayCli, RayCommandFailed
 from infra.serve_api import ServeApi
+from infra.serve_file import ServeFile, read_serve_file
 
 _UP_S_MAX = 240.0
 _DOWN_S_MAX = 90.0
@@ -46,7 +45,7 @@ class Plan:
 
     cluster_file: Path
     settings: ClusterSettings
-    serve_config: Mapping[str, Any]
+    serve_file: ServeFile
     engine: str
     key: str
     log_file: Path
@@ -61,17 +60,6 @@ class Plan:
         """Ray's dashboard."""
         return f"http://127.0.0.1:{_ports(self.settings).dashboard}"
 
-    @property
-    def application_names(self) -> list[str]:
-        """The Serve applications that must run."""
-        return [application["name"] for application in self.serve_config["applications"]]
-
-    @property
-    def model_names(self) -> list[str]:
-        """What clients may put into `model`."""
-        gateway = self.serve_config["applications"][0]["args"]
-        return [model["name"] for model in gateway["models"]]
-
 
 def build_plan(cluster_file: Path, serve_file: Path, *, engine: str, port_offset: int) -> Plan:
     """Return what a start will use; writes the derived cluster file and the key, starts nothing.
@@ -83,7 +71,7 @@ def build_plan(cluster_file: Path, serve_file: Path, *, engine: str, port_offset
     return Plan(
         cluster_file=cluster_file,
         settings=settings,
-        serve_config=_read_serve_config(serve_file, keys_file, port_offset),
+        serve_file=read_serve_file(serve_file, port=_ports(settings).serve, keys_file=keys_file),
         engine=engine,
         key=key,
         log_file=_run_dir(settings) / "ray.log",
@@ -109,25 +97,6 @@ def open_observer(cluster_file: Path, settings: ClusterSettings) -> Observer:
     """Return an observer of a cluster that runs already."""
     ray_cli = RayCli(cluster_file, _run_dir(settings) / "ray.log")
     return Observer(settings, _open_board(settings, ray_cli), ray_cli)
-
-
-def ensure_local_key(state_dir: Path) -> tuple[str, Path]:
-    """Return this machine's own key and the gateway's keys file, both made once, mode 600."""
-    state_dir.mkdir(parents=True, exist_ok=True)
-    key_file, keys_file = state_dir / "local.key", state_dir / "keys.yaml"
-    if not key_file.exists():
-        _write_private(key_file, f"tg-{secrets.token_urlsafe(24)}")
-    key = key_file.read_text().strip()
-    if not keys_file.exists():
-        entry = {
-            "sha256": sha256(key.encode()).hexdigest(),
-            "tenant": "local",
-            "data_class": "public",
-            "may_burst": True,
-            "models": None,
-        }
-        _write_private(keys_file, yaml.safe_dump({"keys": [entry]}, sort_keys=False))
-    return key, keys_file
 
 
 @contextmanager
@@ -174,25 +143,29 @@ def _run_dir(settings: ClusterSettings) -> Path:
 
 
 def _check(plan: Plan) -> None:
-    replicas = sum(
-        pool["min_replicas"]
-        for model in plan.serve_config["applications"][0]["args"]["models"]
-        for pool in model["pools"]
+    serve_file = plan.serve_file
+    findings = inspect(
+        plan.settings,
+        engine=plan.engine,
+        replicas=max(serve_file.count_first_replicas(plan.engine), 1),
+        needs_embedded_model=SMOLLM2 in serve_file.weights,
     )
-    insist(inspect(plan.settings, engine=plan.engine, replicas=max(replicas, 1)))
+    insist(findings)
 
 
 def _start(plan: Plan, ray_cli: RayCli) -> None:
-    if plan.engine == "vllm":
+    if SMOLLM2 in plan.serve_file.weights:
         with step("Weights of SmolLM2-135M-Instruct") as current:
             ensure_smollm2(lambda share, what: current.say(f"{share:.0%} {what}"))
     with step("Cluster: ray up"):
         ray_cli.up(timeout_s=_UP_S_MAX)
-    with step(f"Applications: {', '.join(plan.application_names)}") as current:
+    with step(f"Applications: {', '.join(plan.serve_file.application_names)}") as current:
         api = ServeApi(plan.dashboard_url, _token_file(plan.settings))
         api.wait_ready(timeout_s=_UP_S_MAX)
-        api.deploy(plan.serve_config)
-        api.wait_running(plan.application_names, timeout_s=_DEPLOY_S_MAX, on_progress=current.say)
+        api.deploy(plan.serve_file.config)
+        api.wait_running(
+            plan.serve_file.application_names, timeout_s=_DEPLOY_S_MAX, on_progress=current.say
+        )
 
 
 def _stop(plan: Plan, ray_cli: RayCli, reaper: subprocess.Popen[bytes]) -> None:
@@ -205,22 +178,3 @@ def _stop(plan: Plan, ray_cli: RayCli, reaper: subprocess.Popen[bytes]) -> None:
             console.print(f"{error}\nEnding its processes by their mark instead.", markup=False)
         end_marked(MARK_CLUSTER, name)
     reaper.communicate(b"k")
-
-
-def _read_serve_config(serve_file: Path, keys_file: Path, port_offset: int) -> dict[str, Any]:
-    """Return the serve file with this machine's keys file and port in it."""
-    try:
-        config: dict[str, Any] = yaml.safe_load(serve_file.read_text())
-    except OSError as error:
-        raise ConfigError(
-            f"{serve_file} must be a readable file; got: {error.strerror}."
-        ) from error
-    config["http_options"]["port"] += port_offset
-    gateway = config["applications"][0]
-    gateway["args"]["keys_file"] = str(keys_file)
-    return config
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.touch(mode=0o600)
-    path.write_text(text)

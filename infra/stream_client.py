@@ -48,9 +48,11 @@ class Stream:
         )
 
     @property
-    def duration_s(self) -> float | None:
-        """Seconds from the request to the end of the stream; None while it runs."""
-        return None if self.ended_s is None else self.ended_s - self.started_s
+    def answer_s(self) -> float:
+        """Seconds from the first token to the end, without the wait before; 0 until both are."""
+        if self.first_token_s is None or self.ended_s is None:
+            return 0.0
+        return self.ended_s - self.first_token_s
 
 
 class StreamClient:

@@ -67,6 +67,6 @@ def count_open_streams(real: Served) -> float:
     """The gateway's own count of streams it holds a slot for."""
     headers = {"Authorization": f"Bearer {real.key}"}
     text = httpx.get(f"{real.url}/metrics", headers=headers).text
-    lines = [line for line in text.splitlines() if line.startswith("tidegate_streams_open")]
+    lines = [line for line in text.splitlines() if line.startswith("tidegate_streams{")]
     assert lines, text[:1000]
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)

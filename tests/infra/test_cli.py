@@ -15,7 +15,7 @@ TIDEGATE = Path(sys.executable).parent / "tidegate"
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("command", ["serve", "demo", "doctor", "status", "schema"])
+@pytest.mark.parametrize("command", ["serve", "demo", "doctor", "status", "schema", "models"])
 def test_every_command_has_help_with_an_example(command: str) -> None:
     done = CliRunner().invoke(app, [command, "--help"])
     assert done.exit_code == 0

@@ -36,7 +36,10 @@ def test_a_busy_port_is_named_with_the_command_that_shows_who_holds_it() -> None
         raw = with_ports(read_cluster_file(LOCAL), 1)
         raw["provider"]["ports"]["serve"] = port
         found = find(
-            inspect(parse_cluster_config(raw), engine="emulated", replicas=1), "port serve"
+            inspect(
+                parse_cluster_config(raw), engine="emulated", replicas=1, needs_embedded_model=True
+            ),
+            "port serve",
         )
     assert found.verdict == "fail"
     assert f"sport = :{port}" in found.fix
@@ -62,7 +65,7 @@ def test_a_missing_package_says_make_setup(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "vllm" else find_spec(name)
     )
-    found = find(inspect(settings, engine="vllm", replicas=1), "vllm")
+    found = find(inspect(settings, engine="vllm", replicas=1, needs_embedded_model=True), "vllm")
     assert (found.verdict, found.fix) == ("fail", "Type: make setup")
 
 
