@@ -39,14 +39,6 @@ def half_started() -> Iterator[subprocess.Popen[bytes]]:
     end_marked(MARK_CLUSTER, CLUSTER, grace_s=0)
 
 
-def test_a_start_that_is_told_to_stop_leaves_no_process(
-    half_started: subprocess.Popen[bytes],
-) -> None:
-    half_started.send_signal(signal.SIGTERM)
-    half_started.wait(timeout=120)
-    assert list_marked(MARK_CLUSTER, CLUSTER) == []
-
-
 def test_a_start_that_is_killed_leaves_no_process_after_ten_seconds(
     half_started: subprocess.Popen[bytes],
 ) -> None:
@@ -57,3 +49,12 @@ def test_a_start_that_is_killed_leaves_no_process_after_ten_seconds(
     while (left := list_marked(MARK_CLUSTER, CLUSTER)) and time.monotonic() < deadline_s:
         time.sleep(0.5)
     assert left == []
+
+
+def test_a_start_that_is_told_to_stop_leaves_no_process(
+    half_started: subprocess.Popen[bytes],
+) -> None:
+    """It begins on what the killed start before it left: a ledger with open nodes, stale folders."""
+    half_started.send_signal(signal.SIGTERM)
+    half_started.wait(timeout=120)
+    assert list_marked(MARK_CLUSTER, CLUSTER) == []
