@@ -51,11 +51,19 @@ _RETRY_AFTER_FAILURE_S = 2
 
 
 class Call(Protocol):
-    """One request on its way in."""
+    """One request on its way in; what it says of itself may raise RequestRefusedError."""
 
     request_id: str
-    authorization: str | None
-    stated_class: str | None
+
+    @property
+    def authorization(self) -> str | None:
+        """Who asks, as `Bearer <key>`."""
+        ...
+
+    @property
+    def stated_class(self) -> str | None:
+        """The data class the client states, if it does."""
+        ...
 
     async def read(self) -> CompletionBase:
         """The request itself; read only once it is known who asks. Raises RequestRefusedError."""

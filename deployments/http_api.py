@@ -17,6 +17,8 @@ from deployments.gateway import Answer, Gateway
 from deployments.metrics import CONTENT_TYPE
 from deployments.refusals import (
     BodyTooLargeError,
+    InvalidRequestError,
+    NotAuthorisedError,
     RequestRefusedError,
     UnknownThingError,
     WrongMethodError,
@@ -51,17 +53,38 @@ class HttpCall:
     """One HTTP request as the gateway sees it."""
 
     def __init__(self, scope: Scope, receive: Receive, *, body_bytes_max: int) -> None:
-        self._headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        pairs = [(name.lower(), value.decode("latin-1")) for name, value in scope["headers"]]
+        self._headers = dict(pairs)
+        self._names = [name for name, _ in pairs]
         given_id = self._headers.get(b"x-request-id", "")
         self.request_id = given_id if _REQUEST_ID.fullmatch(given_id) else uuid.uuid4().hex
         self._path = scope["path"]
         self._receive = receive
         self._body_bytes_max = body_bytes_max
-        self.authorization = self._headers.get(b"authorization")
-        self.stated_class = self._headers.get(b"x-data-class")
         self.watch: asyncio.Task[None] | None = None
         self._is_read = False
         self._worker = asyncio.current_task()
+
+    @property
+    def authorization(self) -> str | None:
+        """The `Authorization` header; NotAuthorisedError if there are several."""
+        if self._names.count(b"authorization") > 1:
+            raise NotAuthorisedError("Authorization must be given once; it was given more often.")
+        return self._headers.get(b"authorization")
+
+    @property
+    def stated_class(self) -> str | None:
+        """The `X-Data-Class` header; InvalidRequestError if there are several.
+
+        Of two classes one is looser, and which one a reader believes must not decide.
+        """
+        if self._names.count(b"x-data-class") > 1:
+            raise InvalidRequestError(
+                "X-Data-Class must be given once; it was given more often.",
+                "X-Data-Class",
+                "repeated_header",
+            )
+        return self._headers.get(b"x-data-class")
 
     async def read(self) -> CompletionBase:
         """The request in the body; afterwards the client is watched."""

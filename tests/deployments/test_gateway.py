@@ -217,6 +217,12 @@ CASES: dict[str, tuple[dict[str, Any], int, str]] = {
     "refused field": ({"fields": {"cache_salt": "x"}}, 422, "unsupported_field"),
     "missing field": ({"content": b'{"model":"m"}'}, 422, "missing_field"),
     "unknown class": ({"fields": {}, "class": "top-secret"}, 422, "unknown_class"),
+    "two classes": (
+        {"first": [("X-Data-Class", "restricted")], "class": "public"},
+        422,
+        "repeated_header",
+    ),
+    "two keys": ({"first": [("Authorization", "Bearer x")]}, 401, "invalid_api_key"),
     "unknown path": ({"path": "/v1/embeddings"}, 404, "unknown_path"),
     "docs": ({"path": "/docs", "method": "GET"}, 404, "unknown_path"),
     "double slash": ({"path": "//v1/chat/completions"}, 404, "unknown_path"),
@@ -244,7 +250,7 @@ async def test_bad_input_is_refused_in_openais_shape_and_nothing_reaches_a_repli
         given.get("method", "POST"),
         given.get("path", CHAT),
         content=given.get("content", json.dumps(body).encode()),
-        headers=headers,
+        headers=[*given.get("first", ()), *headers.items()],
     )
     assert response.status_code == status
     error = response.json()["error"]
