@@ -54,7 +54,7 @@ def test_a_start_that_is_killed_leaves_no_process_after_ten_seconds(
 def test_a_start_that_is_told_to_stop_leaves_no_process(
     half_started: subprocess.Popen[bytes],
 ) -> None:
-    """It begins on what the killed start before it left: a ledger with open nodes, stale folders."""
+    """It begins on what the killed start before it left: open nodes in the ledger, old folders."""
     half_started.send_signal(signal.SIGTERM)
     half_started.wait(timeout=120)
     assert list_marked(MARK_CLUSTER, CLUSTER) == []
