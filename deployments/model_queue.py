@@ -89,6 +89,8 @@ class ModelQueue:
         self._limits = limits
         self._clock = clock
         self._waiting: dict[int, Waiter] = {}
+        # Everyone inside wait_for_slot: waiting, or with a slot being reserved.
+        self._unserved: set[Waiter] = set()
         self._held: dict[str, int] = {}
         self._suspect_until_s: dict[str, float] = {}
         self._mismatched: set[str] = set()
@@ -121,6 +123,7 @@ class ModelQueue:
         granted: asyncio.Future[HeldSlot] = loop.create_future()
         waiter.granted = granted
         self._waiting[waiter.number] = waiter
+        self._unserved.add(waiter)
         self._dispatch()
         wait_s = max(0.0, waiter.deadline_s - self._clock())
         timer = loop.call_later(wait_s, self._start, waiter)
@@ -133,6 +136,7 @@ class ModelQueue:
         finally:
             timer.cancel()
             self._waiting.pop(waiter.number, None)
+            self._unserved.discard(waiter)
 
     def suspect(self, replica_id: str) -> None:
         """Offer this replica to nobody for a few seconds: it just failed someone."""
@@ -153,14 +157,16 @@ class ModelQueue:
         """Slots of this pool's running replicas that this gateway holds."""
         return sum(self._held.get(seen.replica_id, 0) for seen in pool.list_replicas())
 
-    def has_running(self) -> bool:
-        """Whether any replica of any pool is running."""
-        return any(pool.list_replicas() for pool in self.pools)
-
     async def close(self) -> None:
-        """Give every slot back."""
+        """Refuse everyone who has no slot yet and give every slot back."""
         if self._wake is not None:
             self._wake.cancel()
+        self._waiting.clear()
+        for waiter in self._unserved:
+            _refuse(
+                waiter,
+                UnavailableError("This gateway is closing.", retry_after_s=_UNAVAILABLE_RETRY_S),
+            )
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -200,6 +206,11 @@ class ModelQueue:
         except SlotLostError as exc:
             logger.info("Slot lost, deciding again: %s", exc)
             self._come_back(waiter)
+        except Exception:
+            logger.exception("The slot of %s failed, deciding again.", replica_id)
+            # Otherwise the same replica would be chosen, and fail, again and again without a pause.
+            self.suspect(replica_id)
+            self._come_back(waiter)
         finally:
             self._held[replica_id] -= 1
             if not self._held[replica_id]:
@@ -223,8 +234,7 @@ class ModelQueue:
         if waiter.number not in self._waiting:
             return
         del self._waiting[waiter.number]
-        if waiter.granted is not None and not waiter.granted.done():
-            waiter.granted.set_exception(self._refusal(waiter))
+        _refuse(waiter, self._refusal(waiter))
 
     def _refusal(self, waiter: Waiter) -> RequestRefusedError:
         may_leave_owned = waiter.clearance.may_leave_owned
@@ -258,7 +268,11 @@ class ModelQueue:
         self._dispatch()
 
     async def _look_at(self, replica_ids: Sequence[str]) -> None:
-        await asyncio.gather(*(pool.look(replica_ids) for pool in self.pools))
+        """Ask these replicas; a look that fails leaves what was heard last, and ends no wait."""
+        looks = (pool.look(replica_ids) for pool in self.pools)
+        for failure in await asyncio.gather(*looks, return_exceptions=True):
+            if isinstance(failure, Exception):
+                logger.error("Replicas weren't asked how busy they are.", exc_info=failure)
 
     def _wake_later(self) -> None:
         """Look at the world again soon if something waits: pools appear without telling us."""
@@ -327,6 +341,11 @@ class ModelQueue:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _refuse(waiter: Waiter, refusal: RequestRefusedError) -> None:
+    if waiter.granted is not None and not waiter.granted.done():
+        waiter.granted.set_exception(refusal)
 
 
 def count_by_class(waiters: Iterable[Waiter]) -> dict[str, int]:

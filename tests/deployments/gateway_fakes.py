@@ -51,7 +51,8 @@ def make_address(spec: PoolSpec, **changes: Any) -> ReplicaAddress:
 class FakePool:
     """A pool whose replicas are whatever a test puts there; it counts slots as replicas do.
 
-    `foreign` are slots other gateways hold; `heard` is what we were last told, and when.
+    `foreign` are slots other gateways hold; `heard` is what we were last told, and when. `broken`
+    replicas raise what nobody foresaw.
     """
 
     spec: PoolSpec
@@ -60,6 +61,7 @@ class FakePool:
     taken: dict[str, int] = field(default_factory=dict)
     heard: dict[str, int] = field(default_factory=dict)
     heard_s: float = 0.0
+    broken: set[str] = field(default_factory=set)
     looks: int = 0
     refused: int = 0
 
@@ -78,6 +80,8 @@ class FakePool:
     async def hold(self, replica_id: str) -> AsyncIterator[str]:
         """Hold a slot as a replica would grant it."""
         await asyncio.sleep(0)
+        if replica_id in self.broken:
+            raise LookupError(replica_id)
         busy = self.taken.get(replica_id, 0) + self.foreign.get(replica_id, 0)
         if replica_id not in self.addresses or busy >= self.spec.slots:
             self._hear(replica_id)
@@ -95,6 +99,8 @@ class FakePool:
         """Tell how busy the replicas really are."""
         self.looks += 1
         await asyncio.sleep(0)
+        if self.broken:
+            raise LookupError
         for replica_id in replica_ids:
             if replica_id in self.addresses:
                 self._hear(replica_id)

@@ -147,6 +147,57 @@ async def test_a_slot_another_gateway_took_sends_the_request_back_into_the_queue
     assert onprem.refused == 1
 
 
+async def test_a_pool_that_fails_in_a_way_nobody_foresaw_sends_the_request_elsewhere(
+    queue: ModelQueue, onprem: FakePool, cloud: FakePool, caplog: pytest.LogCaptureFixture
+) -> None:
+    onprem.add("o")
+    onprem.broken.add("o")
+    cloud.add("c")
+    async with asyncio.timeout(5):
+        assert (await take(queue)).address.site == "cloud"
+    assert "LookupError" in caplog.text
+
+
+async def test_a_pool_that_always_fails_keeps_nobody_beyond_the_longest_wait(
+    queue: ModelQueue, onprem: FakePool, caplog: pytest.LogCaptureFixture
+) -> None:
+    onprem.add("o")
+    onprem.broken.add("o")
+    async with asyncio.timeout(5):
+        with pytest.raises(UnavailableError):
+            await take(queue, RESTRICTED)
+    assert caplog.text.count("The slot of o failed") == 1
+
+
+async def test_a_look_that_fails_keeps_nobody_beyond_the_longest_wait(
+    queue: ModelQueue, onprem: FakePool
+) -> None:
+    onprem.add("o")
+    onprem.heard["o"] = 2
+    onprem.broken.add("elsewhere")
+    async with asyncio.timeout(5):
+        with pytest.raises(BusyError):
+            await take(queue, RESTRICTED)
+
+
+@pytest.mark.parametrize("steps", range(1, 5))
+async def test_a_closing_queue_refuses_everyone_it_gave_no_slot(
+    queue: ModelQueue, onprem: FakePool, steps: int
+) -> None:
+    """However far the reservation has come, and also those behind it."""
+    onprem.add("o")
+    asking = [asyncio.create_task(take(queue)) for _ in range(4)]
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    waiting = [task for task in asking if not task.done()]
+    await queue.close()
+    async with asyncio.timeout(5):
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert len(results) >= len(asking) - onprem.spec.slots
+    assert all(isinstance(one, HeldSlot | UnavailableError) for one in results)
+    assert onprem.taken.get("o", 0) == 0
+
+
 async def test_nobody_is_refused_while_another_gateway_has_freed_an_owned_slot(
     queue: ModelQueue, onprem: FakePool
 ) -> None:
