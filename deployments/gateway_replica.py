@@ -21,7 +21,7 @@ from deployments.http_api import HttpApi
 from deployments.metrics import GatewayMetrics
 from deployments.model_queue import ModelQueue
 from deployments.pool_router import ServePool
-from deployments.signals import Blackboard
+from deployments.signals import Blackboard, ClosingPools
 from deployments.spec import ModelSpec
 from deployments.sse import list_chunks
 from deployments.upstream import Upstream
@@ -88,6 +88,7 @@ class GatewayReplica:
         )
         self._http = HttpApi(self._gateway, body_bytes_max=args.limits.body_bytes_max)
         self._board = Blackboard.from_ray()
+        self._closing = ClosingPools(self._board)
         self._publisher = asyncio.get_running_loop().create_task(self._publish_signals())
 
     def __serve_build_asgi_app__(self) -> HttpApi:
@@ -165,9 +166,8 @@ class GatewayReplica:
 
     async def _obey_closing(self) -> None:
         """Stop routing to the pools the autoscaler is about to lower to zero."""
-        closing: dict[str, list[str]] = {}
-        await self._board_call(lambda: closing.update(self._board.list_closing(now_s=time.time())))
-        self._gateway.stop_routing(closing)
+        await self._board_call(lambda: self._closing.read(now_s=time.time()))
+        self._gateway.stop_routing(self._closing.list_closing())
 
     def _forget_the_dead(self) -> None:
         """Take away what gateways said that were killed before they could do so themselves."""

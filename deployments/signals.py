@@ -5,6 +5,9 @@ further service, and it is gone with the cluster. Values are JSON and decoded st
 that doesn't understand a value must not guess.
 """
 
+import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -101,6 +104,29 @@ def encode_targets(targets: Targets) -> bytes:
 def decode_targets(raw: bytes) -> Targets:
     """The targets in `raw`; ValueError if anything is missing, unknown or of the wrong type."""
     return _TARGETS.validate_json(raw, strict=True)
+
+
+class ClosingPools:
+    """The pools on their way to zero, as `Blackboard.list_closing` last said.
+
+    A read that fails keeps them closed: the GCS is slow for a moment more often than a decision
+    changes. It does so for a while only: without a GCS nobody lowers a pool either.
+    """
+
+    def __init__(self, board: "Blackboard", *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._board = board
+        self._clock = clock
+        self._last: tuple[float, dict[str, list[str]]] = (-math.inf, {})
+
+    def read(self, *, now_s: float) -> None:
+        """Read the blackboard again at wall time `now_s`; raises and blocks as it does."""
+        closing = self._board.list_closing(now_s=now_s)
+        self._last = (self._clock(), closing)
+
+    def list_closing(self) -> dict[str, list[str]]:
+        """The pools by application; none if the last read that worked is too long ago."""
+        read_s, closing = self._last
+        return closing if self._clock() - read_s <= _CLOSING_AGE_S_MAX else {}
 
 
 class Blackboard:

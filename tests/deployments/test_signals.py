@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from deployments.signals import (
     Blackboard,
+    ClosingPools,
     GatewaySignals,
     ModelSignal,
     PoolSignal,
@@ -25,6 +26,7 @@ class FakeGcs:
 
     def __init__(self) -> None:
         self.values: dict[tuple[bytes, bytes], bytes] = {}
+        self.is_away = False
 
     def internal_kv_put(
         self, key: bytes, value: bytes, _overwrite: object, namespace: bytes, timeout_s: float
@@ -33,6 +35,8 @@ class FakeGcs:
         return 1
 
     def internal_kv_get(self, key: bytes, namespace: bytes, timeout_s: float) -> bytes | None:
+        if self.is_away:
+            raise ConnectionError
         return self.values.get((namespace, key))
 
     def internal_kv_keys(self, prefix: bytes, namespace: bytes, timeout_s: float) -> list[bytes]:
@@ -103,6 +107,36 @@ def test_only_a_fresh_decision_closes_pools(age_s: float, expected: dict[str, li
     board = Blackboard(FakeGcs())
     board.put_decision({"decided_s": 100.0, "closing": {"m": ["cloud"]}})
     assert board.list_closing(now_s=100.0 + age_s) == expected
+
+
+@pytest.mark.parametrize(
+    ("age_s", "expected"), [(10.0, {"m": ["cloud"]}), (11.0, {})], ids=["a moment", "too long"]
+)
+def test_closing_pools_stay_closed_while_the_gcs_is_away_for_a_moment(
+    age_s: float, expected: dict[str, list[str]]
+) -> None:
+    gcs = FakeGcs()
+    board = Blackboard(gcs)
+    board.put_decision({"decided_s": 100.0, "closing": {"m": ["cloud"]}})
+    now_s = 5.0
+    closing = ClosingPools(board, clock=lambda: now_s)
+    assert closing.list_closing() == {}
+    closing.read(now_s=100.0)
+    gcs.is_away = True
+    now_s += age_s
+    with pytest.raises(ConnectionError):
+        closing.read(now_s=100.0 + age_s)
+    assert closing.list_closing() == expected
+
+
+def test_pools_open_again_as_soon_as_a_read_says_so() -> None:
+    board = Blackboard(FakeGcs())
+    closing = ClosingPools(board)
+    board.put_decision({"decided_s": 100.0, "closing": {"m": ["cloud"]}})
+    closing.read(now_s=100.0)
+    board.put_decision({"decided_s": 100.5, "closing": {}})
+    closing.read(now_s=100.5)
+    assert closing.list_closing() == {}
 
 
 def test_no_decision_closes_nothing() -> None:
