@@ -25,7 +25,7 @@ class Offer:
     """A node type as a decision sees it.
 
     `usd_per_hour` None = unknown, and then never launched where money is limited. `doubt` says why
-    the type is tried last (it recently failed to join), None = no doubt.
+    the type is tried last in its market (it recently failed to join), None = no doubt.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Offer:
         return self.market == "owned"
 
     @property
-    def tier(self) -> tuple[bool, int, Decimal]:
-        """The order in which types are tried, lowest first: doubt, market, price."""
+    def tier(self) -> tuple[int, bool, Decimal]:
+        """The order in which types are tried, lowest first: market, doubt, price."""
         price = self.usd_per_hour if self.usd_per_hour is not None else Decimal("Infinity")
-        return (self.doubt is not None, market_rank(self.market), price)
+        return (market_rank(self.market), self.doubt is not None, price)
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,18 +225,18 @@ def _rank_slot(slot: Slot, bundle: Bundle) -> tuple[object, ...]:
 
 
 def _rank_offer(offer: Offer, wanted: Sequence[Bundle]) -> tuple[object, ...]:
-    """Sort key: market first, then price for what it serves, then the fewest and tightest nodes."""
+    """Sort key: market, doubt, price for what it serves, then the fewest and tightest nodes."""
     free = dict(offer.resources)
     served = 0
     for bundle in wanted:
         if bundle.accepts(offer.labels) and covers(free, bundle.resources):
             subtract(free, bundle.resources)
             served += 1
-    is_doubtful, market, usd_per_hour = offer.tier
+    market, is_doubtful, usd_per_hour = offer.tier
     idle_ratio = sum(free[name] / amount for name, amount in offer.resources.items() if amount > 0)
     return (
-        is_doubtful,
         market,
+        is_doubtful,
         usd_per_hour / Decimal(served),
         _wastes_accelerator(offer.resources, wanted[0]),
         -served,

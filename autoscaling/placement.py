@@ -103,10 +103,10 @@ def plan_placement(situation: Situation, limits: Limits) -> Placement:
 def _plan_passes(offers: Sequence[Offer]) -> tuple[Pass, Pass]:
     """Return the owned pass and the pass over everything.
 
-    A type in doubt (its nodes don't join) is not capacity one can count on, owned or not: it is
-    tried in the second pass, after all others.
+    A type in doubt (its nodes don't join) keeps its pass: one node that fails to join must not send
+    to a cloud what fits owned capacity. Doubt orders the types of one market (`Offer.tier`).
     """
-    owned = tuple(offer for offer in offers if offer.is_owned and offer.doubt is None)
+    owned = tuple(offer for offer in offers if offer.is_owned)
     return (Pass(owned, owned_only=True), Pass(tuple(offers), owned_only=False))
 
 

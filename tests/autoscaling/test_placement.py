@@ -130,10 +130,19 @@ def test_types_are_tried_by_market_then_by_price_for_what_they_serve() -> None:
     assert types(place(task(), offers=(small, large)).launches) == ("small",)
 
 
-def test_a_type_whose_nodes_do_not_join_is_tried_last() -> None:
-    doubtful = offer(doubt="its last node did not join")
-    assert types(place(task(), offers=(doubtful, cloud())).launches) == ("cloud",)
-    assert types(place(task(), offers=(doubtful,)).launches) == ("onprem",)
+def test_a_type_whose_nodes_do_not_join_is_tried_last_in_its_market() -> None:
+    """Owned in doubt still comes before any cloud: one failed node must not cost money.
+
+    The demand waits for owned capacity. For serving, the brain opens the cloud once the owned
+    replica is overdue.
+    """
+    doubt = "its last node did not join"
+    doubtful = offer(doubt=doubt)
+    assert types(place(task(), offers=(doubtful, cloud())).launches) == ("onprem",)
+    assert types(place(task(), offers=(doubtful, offer("second"))).launches) == ("second",)
+    clouds = (cloud("spot", market="spot", doubt=doubt), cloud(doubt=doubt), cloud("other"))
+    assert types(place(task(), offers=clouds).launches) == ("spot",)
+    assert types(place(task(), offers=clouds[1:]).launches) == ("other",)
 
 
 def test_work_without_an_accelerator_leaves_accelerators_free() -> None:
