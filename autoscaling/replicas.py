@@ -3,7 +3,8 @@
 First brain: a threshold on waiting requests and KV use. Owned pools are filled first; other sites
 are opened only by waiting requests that may go there, and only for what owned capacity, running, on
 its way or still to be raised, won't take; the dearest pool is lowered first, down to its minimum.
-Where signals can't be trusted, the numbers are held.
+Where signals can't be trusted, the numbers are held. A pool whose replicas are overdue is asked for
+no more: one slow start must not be paid for twice.
 
 Going home (DESIGN decision 4): stop routing, lower the number, the replica drains, the node idles,
 Ray releases it. The first two are commands given here, `route_stop_s` apart.
@@ -211,20 +212,31 @@ def _build_shortage(case: _Case, pools: Sequence[PoolView], excess: int) -> _Sho
 
 
 def _room(case: _Case, pool: PoolView) -> int:
-    """Return the slots free now or on their way. A pool with a full KV cache takes nothing more."""
+    """Return the slots free now or on their way. A pool with a full KV cache takes nothing more.
+
+    Replicas beyond the plan are draining: their slots are not offered.
+    """
     free = max(0, pool.observed * pool.slots - pool.streams)
+    free = min(free, case.known(pool).planned * pool.slots)
     return (0 if _is_kv_full(case, pool) else free) + _starting(case, pool) * pool.slots
 
 
 def _starting(case: _Case, pool: PoolView) -> int:
     """Return the replicas asked for that can still be expected to come."""
-    known = case.known(pool)
-    is_overdue = has_lasted(
-        known.starting_since_s, now_s=case.now_s, needed_s=case.policy.starting_s_max
-    )
-    if is_overdue or _is_blocked(case, pool):
+    if not _can_grow(case, pool):
         return 0
-    return max(0, known.planned - pool.observed)
+    return max(0, case.known(pool).planned - pool.observed)
+
+
+def _can_grow(case: _Case, pool: PoolView) -> bool:
+    """Whether one more replica could come: what was asked for before isn't stuck."""
+    return not (_is_blocked(case, pool) or _is_overdue(case, pool))
+
+
+def _is_overdue(case: _Case, pool: PoolView) -> bool:
+    """Whether replicas that were asked for should have come by now; they may still come."""
+    since_s, needed_s = case.known(pool).starting_since_s, case.policy.starting_s_max
+    return has_lasted(since_s, now_s=case.now_s, needed_s=needed_s)
 
 
 def _is_blocked(case: _Case, pool: PoolView) -> bool:
@@ -234,7 +246,7 @@ def _is_blocked(case: _Case, pool: PoolView) -> bool:
 
 def _growth(case: _Case, pool: PoolView) -> int:
     """Return the slots of the replicas that could still be asked for."""
-    if _is_blocked(case, pool):
+    if not _can_grow(case, pool):
         return 0
     return max(0, pool.replicas_max - case.known(pool).planned) * pool.slots
 
@@ -292,7 +304,7 @@ def _grow(
     for pool in pools:
         known = case.known(pool)
         more = min(pool.replicas_max - known.planned, math.ceil(left / pool.slots))
-        if more <= 0 or _is_blocked(case, pool):
+        if more <= 0 or not _can_grow(case, pool):
             continue
         planned = known.planned + more
         commands.append(SetReplicas(case.model.app, pool.name, known.planned, planned))
@@ -337,7 +349,7 @@ def _carry_lowering(case: _Case, pool: PoolView, wanted: int) -> _Outcome:
     known, app, policy = case.known(pool), case.model.app, case.policy
     if wanted == 0 and known.closing_since_s is None:
         case = case.remember(pool, replace(known, closing_since_s=case.now_s))
-        text = f"routing stops before it goes to zero: {_say_spare(policy)}"
+        text = f"routing stops before it goes to zero: {_say_spare(case, pool)}"
         return _Outcome(
             case.memory, (StopRouting(app, pool.name),), (case.reason("close", text, pool),)
         )
@@ -346,23 +358,29 @@ def _carry_lowering(case: _Case, pool: PoolView, wanted: int) -> _Outcome:
     ):
         return _hold(case, f"{pool.name} goes to zero once routing has stopped")
     command = SetReplicas(app, pool.name, known.planned, wanted)
-    text = f"{known.planned} to {wanted} replicas: {_say_spare(policy)}"
+    text = f"{known.planned} to {wanted} replicas: {_say_spare(case, pool)}"
     case = case.remember(pool, lower_pool(known, planned=wanted))
     return _Outcome(case.memory, (command,), (case.reason("lower", text, pool),))
 
 
-def _say_spare(policy: BurstPolicy) -> str:
-    return f"the pools before it have had room for {policy.down_after_s:g} s"
+def _say_spare(case: _Case, pool: PoolView) -> str:
+    if _is_idle(case, pool):
+        return f"it is idle and has not been needed for {case.policy.down_after_s:g} s"
+    return f"the pools before it have had room for {case.policy.down_after_s:g} s"
 
 
 def _find_lower_plan(case: _Case, pool: PoolView) -> int | None:
     """Return the number the pool could be lowered to, None if it is needed as it is.
 
     Requests go to the pools before it first, so free slots there show that it isn't needed. Streams
-    it still carries stay with it until they end.
+    it still carries stay with it until they end. A pool that isn't owned is needed only for what
+    may come to it: idle, it goes home however full the owned pools are.
     """
+    if _is_idle(case, pool):
+        return pool.replicas_min
     before = [other for other in case.order if other.order < pool.order]
-    load = case.model.waiting + sum(other.streams for other in before)
+    waiting = case.model.waiting if pool.is_owned else case.model.waiting_may_burst
+    load = waiting + sum(other.streams for other in before)
     capacity = sum(_capacity(case, other) for other in before)
     ratio_max = case.policy.slack_ratio_max
     is_spare = load <= capacity * ratio_max if before else load + pool.streams == 0
@@ -371,6 +389,11 @@ def _find_lower_plan(case: _Case, pool: PoolView) -> int | None:
     fewer = case.known(pool).planned - 1
     capacity += 0 if _is_kv_full(case, pool) else min(fewer, pool.observed) * pool.slots
     return fewer if load + pool.streams <= capacity * ratio_max else None
+
+
+def _is_idle(case: _Case, pool: PoolView) -> bool:
+    """Whether a pool that isn't owned costs money for nothing: no stream, and none waits for it."""
+    return not pool.is_owned and pool.streams == 0 and case.model.waiting_may_burst == 0
 
 
 def _capacity(case: _Case, pool: PoolView) -> int:
@@ -390,7 +413,9 @@ def _hold(case: _Case, why: str) -> _Outcome:
 
 
 def _say_stuck(case: _Case, pool: PoolView) -> str:
-    return f"waits for nodes: {pool.blocked}" if _is_blocked(case, pool) else "is at its maximum"
+    if _is_blocked(case, pool):
+        return f"waits for nodes: {pool.blocked}"
+    return "waits for overdue replicas" if _is_overdue(case, pool) else "is at its maximum"
 
 
 def _find_unmet(case: _Case, *, owned: _Shortage, burst: _Shortage) -> tuple[Reason, ...]:

@@ -15,7 +15,7 @@ from cluster.model import Market
 
 @dataclass(frozen=True, slots=True)
 class BurstPolicy:
-    """Thresholds and delays. The first six are the cluster file's `provider.burst`.
+    """Thresholds and delays. All but the last two are the cluster file's `provider.burst`.
 
     `starting_s_max`: how long a replica that was asked for counts as capacity on its way.
     `slack_ratio_max`: cheaper pools filled no more than this leave room to lower a dearer one.
@@ -144,9 +144,12 @@ class Decision:
 
     @property
     def closing(self) -> dict[str, list[str]]:
-        """The deployments that routing shall leave alone, by application."""
+        """The deployments that routing shall leave alone, by application.
+
+        Those about to go to zero, and those planned at zero until their last replica is gone.
+        """
         found = {
-            app: [name for name, pool in model.pools.items() if pool.closing_since_s is not None]
+            app: [name for name, pool in model.pools.items() if pool.is_closing]
             for app, model in self.memory.items()
         }
         return {app: names for app, names in found.items() if names}

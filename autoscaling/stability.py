@@ -25,6 +25,11 @@ class PoolMemory:
     raised_s: float | None = None
     closing_since_s: float | None = None
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing more shall be routed there: zero is near, or planned and not reached."""
+        return self.closing_since_s is not None or (self.planned == 0 and self.observed > 0)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelMemory:

@@ -216,6 +216,87 @@ def test_load_that_comes_back_while_routing_is_stopped_opens_it_again() -> None:
     assert run.tick(opened).closing == {}
 
 
+def test_routing_stays_stopped_until_the_last_replica_is_gone() -> None:
+    run = Run()
+    run.ticks(burst(run), seconds=60)
+    calm = model(onprem={"observed": 2, "streams": 1}, cloud={"observed": 1, "streams": 4})
+    run.ticks(calm, seconds=21)
+    decision = run.ticks(calm, seconds=2)
+    assert decision.commands == (SetReplicas("m", "cloud", 1, 0),)
+    assert decision.closing == {"m": ["cloud"]}
+    assert run.ticks(calm, seconds=5).closing == {"m": ["cloud"]}
+    gone = model(onprem={"observed": 2, "streams": 1}, cloud={"observed": 0})
+    assert run.tick(gone).closing == {}
+
+
+def test_a_draining_replica_takes_nothing_that_waits() -> None:
+    """Two of its slots are free, but it goes home: what waits opens the cloud again."""
+    run = Run()
+    run.ticks(burst(run), seconds=60)
+    calm = model(onprem={"observed": 2, "streams": 1}, cloud={"observed": 1, "streams": 2})
+    run.ticks(calm, seconds=23)
+    full = model(
+        onprem={"observed": 2, "streams": 8},
+        cloud={"observed": 1, "streams": 2},
+        waiting=2,
+        waiting_may_burst=2,
+    )
+    decision = run.ticks(full, seconds=3)
+    assert planned(decision)["cloud"] == 1
+    assert decision.closing == {}
+
+
+def test_an_idle_cloud_pool_goes_home_while_the_owned_pools_are_full() -> None:
+    """Full owned pools don't make an idle cloud useful, nor does what may not go there."""
+    for stay in (0, 9):
+        run = Run()
+        burst(run)
+        idle = model(onprem={"observed": 2, "streams": 8}, cloud={"observed": 1}, waiting=stay)
+        lowered = run.commands(idle, seconds=90)
+        assert lowered == [StopRouting("m", "cloud"), SetReplicas("m", "cloud", 1, 0)]
+
+
+def test_waiting_that_may_not_burst_keeps_no_cloud_replica_though_it_has_streams() -> None:
+    run = Run()
+    burst(run)
+    calm = model(
+        onprem={"observed": 2, "streams": 4}, cloud={"observed": 1, "streams": 1}, waiting=4
+    )
+    assert SetReplicas("m", "cloud", 1, 0) in run.commands(calm, seconds=90)
+
+
+def test_an_idle_cloud_pool_stays_while_something_waits_that_may_go_there() -> None:
+    run = Run()
+    burst(run)
+    view = model(
+        onprem={"observed": 2, "streams": 8},
+        cloud={"observed": 1},
+        waiting=1,
+        waiting_may_burst=1,
+    )
+    assert run.commands(view, seconds=90) == []
+
+
+def test_a_cloud_replica_that_starts_slowly_is_asked_for_once() -> None:
+    """It may just load a large model: after `starting_s_max` it is reported, not doubled."""
+    run = Run()
+    full = model(
+        onprem={"observed": 2, "streams": 8, "requested": 2}, waiting=3, waiting_may_burst=3
+    )
+    decision = run.ticks(full, seconds=500)
+    assert planned(decision) == {"onprem": 2, "cloud": 1}
+    unmet = [str(reason) for reason in decision.unmet]
+    assert any("cloud waits for overdue replicas" in text for text in unmet)
+    assert "m/cloud: 1 replicas planned, 0 run: more than 100 s after the last came" in unmet
+
+
+def test_an_overdue_owned_replica_opens_the_cloud_and_is_asked_for_once() -> None:
+    view = model(onprem={"replicas_max": 4}, waiting=4, waiting_may_burst=4)
+    run = Run()
+    assert planned(run.ticks(view, seconds=90)) == {"onprem": 2, "cloud": 0}
+    assert planned(run.ticks(view, seconds=20)) == {"onprem": 2, "cloud": 1}
+
+
 def test_a_cloud_replica_is_kept_for_its_lease() -> None:
     run = Run()
     burst(run)
