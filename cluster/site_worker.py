@@ -14,7 +14,7 @@ from decimal import Decimal
 from functools import partial
 
 from cluster.backends.contract import NodeBackend
-from cluster.errors import BackendError, NoCapacityError, TidegateError
+from cluster.errors import NoCapacityError, TidegateError
 from cluster.ledger import Ledger
 from cluster.model import (
     Instance,
@@ -69,6 +69,8 @@ class SiteWorker:
         self._owner = owner
         self._price_of = price_of
         self._poll_s = poll_s
+        # Launches that failed and whose intent is still open, each with its error.
+        self._failed: dict[NodeId, Exception] = {}
         self._queue: queue.SimpleQueue[Launch | Terminate | _Stop] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"site-{site}", daemon=True)
 
@@ -115,27 +117,31 @@ class SiteWorker:
             logger.exception("site %s: unexpected failure", self._site)
 
     def _launch(self, spec: LaunchSpec) -> None:
-        if self._ledger.get(spec.node_id).phase is not NodePhase.INTENDED:
-            return
         try:
+            if self._ledger.get(spec.node_id).phase is not NodePhase.INTENDED:
+                return
             self.backend.launch(spec)
-        except NoCapacityError as exc:
-            self._ledger.mark_closed(spec.node_id, why=f"no capacity: {exc}")
-            raise
-        except BackendError as exc:
-            self._settle_failed_launch(spec.node_id, exc)
+        except Exception as exc:
+            # Whatever failed, nobody else closes this intent: its owner is alive.
+            self._failed[spec.node_id] = exc
+            self._guarded(partial(self._settle_failed_launch, spec.node_id, exc))
             raise
         self._ledger.mark_launched(spec.node_id)
 
-    def _settle_failed_launch(self, node_id: NodeId, error: BackendError) -> None:
+    def _settle_failed_launch(self, node_id: NodeId, error: Exception) -> None:
         """End what a failed launch may have left, then close its intent.
 
         Whether the site started something is unknown, so it is ended first: it is idempotent. If
-        that fails too, the intent stays open as terminating, and the next look tries again.
+        that fails too, or the ledger can't be written, the next look begins with another try.
         """
-        self._ledger.mark_terminating(node_id, owner=self._owner)
-        self.backend.terminate([node_id])
-        self._ledger.mark_closed(node_id, why=f"launch failed: {error}")
+        phase = self._ledger.get(node_id).phase
+        if phase is NodePhase.INTENDED and isinstance(error, NoCapacityError):
+            self._ledger.mark_closed(node_id, why=f"no capacity: {error}")
+        elif phase in {NodePhase.INTENDED, NodePhase.TERMINATING}:
+            self._ledger.mark_terminating(node_id, owner=self._owner)
+            self.backend.terminate([node_id])
+            self._ledger.mark_closed(node_id, why=f"launch failed: {error}")
+        del self._failed[node_id]
 
     def _terminate(self, node_ids: Sequence[NodeId]) -> None:
         if node_ids:
@@ -143,6 +149,8 @@ class SiteWorker:
 
     def _reconcile(self) -> None:
         """Bring the ledger in line with what the site has, and end what should be gone."""
+        for node_id, error in list(self._failed.items()):
+            self._guarded(partial(self._settle_failed_launch, node_id, error))
         looked_s = time.time()
         # The site is asked before the ledger: an intent always precedes its instance, so whatever
         # the site lists and the ledger doesn't know is truly unknown.
@@ -166,6 +174,8 @@ class SiteWorker:
             return
         if record.phase is NodePhase.INTENDED:
             if not is_alive(record.owner):
+                # Its owner may have ended in the middle of the launch, before the site lists it.
+                self.backend.terminate([record.node_id])
                 self._ledger.mark_closed(record.node_id, why="never launched: its owner ended")
             return
         why = "terminated" if record.phase is NodePhase.TERMINATING else "gone from its site"
@@ -173,14 +183,20 @@ class SiteWorker:
 
     def _note_present(self, record: NodeRecord, instance: Instance) -> bool:
         """Note what the site says of a node; returns whether the node is to be ended now."""
+        is_ours = record.owner == self._owner or not is_alive(record.owner)
         if record.phase is NodePhase.TERMINATING:
-            return record.owner == self._owner or not is_alive(record.owner)
-        if record.phase is NodePhase.INTENDED and not is_alive(record.owner):
+            return is_ours
+        if record.phase is NodePhase.INTENDED and is_ours:
+            # Launches are this thread's too, so none of ours is half done now: it was only not
+            # written down.
             self._ledger.mark_launched(record.node_id)
         if instance.state is InstanceState.STOPPED:
             self._ledger.mark_terminating(record.node_id, owner=self._owner)
             return True
-        if instance.state is InstanceState.RUNNING and record.phase is not NodePhase.INTENDED:
+        is_news = (record.phase, record.address) != (NodePhase.RUNNING, instance.address)
+        is_running = instance.state is InstanceState.RUNNING
+        # Said only once: several processes look every second, and each writing locks the ledger.
+        if is_running and is_news and record.phase is not NodePhase.INTENDED:
             self._ledger.mark_running(record.node_id, address=instance.address)
         return False
 

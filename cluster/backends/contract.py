@@ -90,6 +90,3 @@ class NodeBackend(Protocol):
 
     def open_command_runner(self, node_id: NodeId) -> CommandRunner:
         """Return a runner for the node; its calls wait until the node can run commands."""
-
-    def close(self) -> None:
-        """Let go of threads and connections. Nodes live on."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.config import FakeBackendSettings
-from cluster.errors import BackendError, NodeNotFoundError
+from cluster.errors import NodeNotFoundError
 from cluster.model import Instance, InstanceState, LaunchSpec, NodeId
 
 
@@ -46,7 +46,7 @@ class FakeBackend:
         self._settle_s = settle_s
         self._list_lag_s = list_lag_s
         self._nodes: dict[NodeId, _Node] = {}
-        self._failures: dict[str, deque[BackendError]] = {}
+        self._failures: dict[str, deque[Exception]] = {}
         self._lock = threading.Lock()
         self._released = threading.Event()
         self._released.set()
@@ -58,7 +58,7 @@ class FakeBackend:
         """Return how long after a launch the listing may still miss the instance."""
         return self._settle_s
 
-    def fail_next(self, name: str, error: BackendError) -> None:
+    def fail_next(self, name: str, error: Exception) -> None:
         """Make the next call of that name raise, without effect; repeat for several."""
         self._failures.setdefault(name, deque()).append(error)
 
@@ -99,10 +99,6 @@ class FakeBackend:
     def open_command_runner(self, node_id: NodeId) -> "FakeCommandRunner":
         """Return a runner that writes commands down."""
         return FakeCommandRunner(self, node_id)
-
-    def close(self) -> None:
-        """Let blocked calls go on, so that no thread waits for ever."""
-        self.release()
 
     def note_command(self, node_id: NodeId, command: str) -> None:
         """Write a command down."""

@@ -87,9 +87,6 @@ class ProcessBackend:
         """Return a runner of commands in the node's environment."""
         return ProcessCommandRunner(NodeFolder(self._folder, node_id))
 
-    def close(self) -> None:
-        """Do nothing: no thread or connection is held between calls."""
-
     def _terminate_one(self, node_id: NodeId) -> None:
         node = NodeFolder(self._folder, node_id)
         try:

@@ -152,6 +152,20 @@ def test_an_intent_that_never_reached_its_site_is_closed_and_never_launched_late
     eventually(lambda: provider.non_terminated_nodes({}) == [])
     assert world.ledger().get(NodeId("cloud_gpu-1")).closed_why == "never launched: its owner ended"
     assert world.sites[CLOUD_SITE].list_instances() == []
+    assert "launch" not in [one.name for one in world.sites[CLOUD_SITE].calls]
+
+
+def test_an_intent_cut_off_half_way_is_ended_at_its_site_before_it_is_closed(
+    world: World, eventually: Wait
+) -> None:
+    """What a site doesn't list yet may be there all the same, such as a node's half-made folder."""
+    cloud = world.sites[CLOUD_SITE]
+    _write_intent(world.ledger(), owner="dead/1/1/x")
+    cloud.fail_next("terminate", BackendError("throttled"))
+    provider = world.open()
+    eventually(lambda: provider.nodes_for_teardown({}) == [])
+    asked = [one.node_ids for one in cloud.calls if one.name == "terminate"]
+    assert asked == [("cloud_gpu-1",)] * 2
 
 
 def test_the_intent_of_another_live_process_is_left_to_it(world: World) -> None:
@@ -260,6 +274,61 @@ def test_a_launch_that_failed_half_way_is_ended_so_that_it_cannot_cost_unseen(
     launch(provider, CLOUD)
     eventually(lambda: provider.nodes_for_teardown({}) == [])
     assert "terminate" in [one.name for one in world.sites[CLOUD_SITE].calls]
+
+
+@pytest.mark.parametrize("error", [StateError("the link is somebody else's"), ValueError("a bug")])
+def test_a_launch_that_failed_in_any_other_way_is_closed_too_and_costs_nothing(
+    world: World, eventually: Wait, error: Exception
+) -> None:
+    world.sites[CLOUD_SITE].fail_next("launch", error)
+    provider = world.open()
+    launch(provider, CLOUD)
+    eventually(lambda: provider.nodes_for_teardown({}) == [])
+    (record,) = world.ledger().list_all()
+    assert record.closed_why == f"launch failed: {error}"
+
+
+@pytest.mark.parametrize("error", [BackendError("reset"), NoCapacityError("none left")])
+def test_a_failed_launch_that_could_not_be_written_down_is_closed_later(
+    world: World, eventually: Wait, monkeypatch: pytest.MonkeyPatch, error: BackendError
+) -> None:
+    provider = world.open()
+    refuse_once(monkeypatch, "mark_terminating")
+    refuse_once(monkeypatch, "mark_closed")
+    world.sites[CLOUD_SITE].fail_next("launch", error)
+    launch(provider, CLOUD)
+    eventually(lambda: provider.nodes_for_teardown({}) == [])
+    assert world.sites[CLOUD_SITE].list_instances() == []
+
+
+def test_a_launch_that_could_not_be_written_down_becomes_a_running_node(
+    world: World, eventually: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = world.open()
+    refuse_once(monkeypatch, "mark_launched")
+    launch(provider, CLOUD)
+    (node_id,) = provider.non_terminated_nodes({})
+    eventually(lambda: provider.is_running(node_id))
+
+
+def test_a_node_that_runs_on_unchanged_is_not_written_again(
+    world: World, eventually: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[NodeId] = []
+    mark_running = Ledger.mark_running
+
+    def count(ledger: Ledger, node_id: NodeId, *, address: str | None) -> None:
+        written.append(node_id)
+        mark_running(ledger, node_id, address=address)
+
+    monkeypatch.setattr(Ledger, "mark_running", count)
+    provider = world.open()
+    launch(provider, CLOUD)
+    (node_id,) = provider.non_terminated_nodes({})
+    eventually(lambda: provider.is_running(node_id))
+    seen = len(world.sites[CLOUD_SITE].calls)
+    eventually(lambda: len(world.sites[CLOUD_SITE].calls) > seen + 3)
+    assert written == [node_id]
 
 
 def test_a_node_terminated_before_its_launch_was_tried_is_never_launched(
@@ -397,6 +466,17 @@ def test_the_heads_copy_of_the_file_names_the_operators_state_folder(
     assert HybridNodeProvider.bootstrap_config(cluster_content) == cluster_content
     for_head = world.open().prepare_for_head_node(cluster_content)
     assert for_head["provider"]["state_dir"] == str(tmp_path / "state")
+
+
+def refuse_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let the ledger's next call of that name fail, as it does while others hold its lock."""
+    original = getattr(Ledger, name)
+
+    def refuse(*_positional: Any, **_options: Any) -> None:
+        monkeypatch.setattr(Ledger, name, original)
+        raise StateError("database is locked")
+
+    monkeypatch.setattr(Ledger, name, refuse)
 
 
 def _write_intent(ledger: Ledger, *, owner: str) -> None:
