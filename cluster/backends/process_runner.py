@@ -5,8 +5,10 @@ literal /tmp/ray is the node's own Ray folder, so `ray monitor` finds its logs.
 """
 
 import json
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Mapping
@@ -20,14 +22,17 @@ from ray.autoscaler.command_runner import CommandRunnerInterface
 from cluster.backends.process_node import NodeFolder
 
 _POLL_S = 0.1
+# `ray start` tries three times, which takes up to 100 s on a busy machine.
+_COMMAND_LIMIT_S = 300.0
 _LAUNCHERS_RAY_FOLDER = "/tmp/ray/"  # noqa: S108 - a text in Ray's own commands, not a path of ours
 
 
 class ProcessCommandRunner(CommandRunnerInterface):  # type: ignore[misc] # Ray is untyped
     """Runs commands on one process node."""
 
-    def __init__(self, node: NodeFolder) -> None:
+    def __init__(self, node: NodeFolder, *, command_limit_s: float = _COMMAND_LIMIT_S) -> None:
         self._node = node
+        self._command_limit_s = command_limit_s
 
     def run(
         self,
@@ -39,17 +44,23 @@ class ProcessCommandRunner(CommandRunnerInterface):  # type: ignore[misc] # Ray 
         environment_variables: Mapping[str, object] | None = None,
         **_ray_options: Any,
     ) -> str:
-        """Return the command's output, or nothing unless `with_output`. Blocks until it ends."""
+        """Return the command's output, or nothing unless `with_output`. Blocks until it ends.
+
+        The launcher's own commands are ended when they take too long. Those with `exit_on_fail`
+        are a person's (`ray exec`, `ray attach`): they last, and read keys, as long as wanted.
+        """
         self._wait_until_ready(timeout_s=timeout)
         _check_forwarding(port_forward)
         if cmd is None:
             return self._hold()
         exports = _render_exports(environment_variables or {})
         script = exports + cmd.replace(_LAUNCHERS_RAY_FOLDER, f"{self._node.ray_folder}/")
-        done = self._shell(script, capture=with_output)
-        if done.returncode != 0:
-            _fail(cmd, done.returncode, is_final=exit_on_fail)
-        return done.stdout if with_output else ""
+        process = self._start(script, capture=with_output, is_personal=exit_on_fail)
+        limit_s = None if exit_on_fail else self._command_limit_s
+        output = _wait_for(process, command=cmd, limit_s=limit_s)
+        if process.returncode != 0:
+            _fail(cmd, process.returncode, is_final=exit_on_fail)
+        return output
 
     def run_rsync_up(
         self, source: str, target: str, options: Mapping[str, Any] | None = None
@@ -67,13 +78,15 @@ class ProcessCommandRunner(CommandRunnerInterface):  # type: ignore[misc] # Ray 
         """Return the command for a shell in the node's environment."""
         return f"env -i bash --rcfile {shlex.quote(str(self._node.env_file))} -i"
 
-    def _shell(self, script: str, *, capture: bool) -> subprocess.CompletedProcess[str]:
+    def _start(self, script: str, *, capture: bool, is_personal: bool) -> subprocess.Popen[str]:
         enter = f". {shlex.quote(str(self._node.env_file))}"
-        return subprocess.run(
+        return subprocess.Popen(
             ["/bin/bash", "-c", script],
-            check=False,
             cwd=self._node.home,
             env=_read_environment(enter),
+            # A group of its own can be ended whole, but may not read from the terminal.
+            process_group=None if is_personal else 0,
+            stdin=None if is_personal else subprocess.DEVNULL,
             stdout=subprocess.PIPE if capture else None,
             text=True,
         )
@@ -110,6 +123,28 @@ def _read_environment(enter: str) -> dict[str, str]:
     ).stdout
     pairs = [entry.partition("=") for entry in listed.split("\0") if entry]
     return {name: text for name, _, text in pairs if name not in {"_", "PWD", "OLDPWD", "SHLVL"}}
+
+
+def _wait_for(process: subprocess.Popen[str], *, command: str, limit_s: float | None) -> str:
+    """Return a command's output once it ended; after `limit_s`, its process group is killed."""
+    with process:
+        try:
+            output, _ = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            message = f"Command must end within {limit_s:g} s; it was killed"
+            raise ProcessRunnerError(
+                message, "ssh_command_failed", code=process.returncode, command=command
+            ) from None
+        except BaseException:
+            # Interrupted: what shares our group was told by the terminal, what has its own wasn't.
+            if limit_s is None:
+                process.kill()
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return output or ""
 
 
 def _render_exports(variables: Mapping[str, object]) -> str:

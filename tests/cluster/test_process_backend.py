@@ -10,7 +10,8 @@ import pytest
 from ray.autoscaler._private.subprocess_output_util import ProcessRunnerError
 
 from cluster.backends.process import ProcessBackend
-from cluster.backends.process_node import ClusterFolder
+from cluster.backends.process_node import ClusterFolder, NodeFolder
+from cluster.backends.process_runner import ProcessCommandRunner
 from cluster.config import PortSettings, ProcessBackendSettings
 from cluster.errors import StateError
 from cluster.model import ClusterName, InstanceState, LaunchSpec, NodeId, SiteName
@@ -208,6 +209,39 @@ def test_a_failed_command_says_which_and_how(
         run(backend, "exit 3", exit_on_fail=True)
     with pytest.raises(ProcessRunnerError, match="code=3"):
         run(backend, "exit 3")
+
+
+def test_a_command_that_does_not_end_is_killed_with_all_it_started_and_named(
+    open_backend: Open, new_spec: Callable[..., LaunchSpec], tmp_path: Path
+) -> None:
+    open_backend().launch(new_spec())
+    folder = ClusterFolder(tmp_path / "test", ClusterName("test"), PORTS)
+    runner = ProcessCommandRunner(NodeFolder(folder, NODE), command_limit_s=0.3)
+    with pytest.raises(ProcessRunnerError, match=r"within 0\.3 s.*command=sleep 30 & sleep 31"):
+        runner.run("sleep 30 & sleep 31")
+    assert list_marked(MARK_NODE, NODE) == []
+
+
+def test_a_persons_command_may_last(
+    open_backend: Open, new_spec: Callable[..., LaunchSpec], tmp_path: Path
+) -> None:
+    """`ray exec` and `ray attach` say `exit_on_fail`; somebody watches them."""
+    open_backend().launch(new_spec())
+    folder = ClusterFolder(tmp_path / "test", ClusterName("test"), PORTS)
+    runner = ProcessCommandRunner(NodeFolder(folder, NODE), command_limit_s=0.01)
+    assert runner.run("sleep 0.1; echo on", exit_on_fail=True, with_output=True) == "on\n"
+
+
+def test_a_launch_cut_off_half_way_is_undone_by_terminating_what_is_not_listed(
+    open_backend: Open, new_spec: Callable[..., LaunchSpec], tmp_path: Path
+) -> None:
+    backend = open_backend()
+    folder = ClusterFolder(tmp_path / "test", ClusterName("test"), PORTS)
+    NodeFolder(folder, NODE).path.mkdir()
+    folder.claim_slot(NODE)
+    assert backend.list_instances() == []
+    backend.terminate([NODE])
+    assert [*folder.nodes.iterdir(), *folder.slots.iterdir()] == []
 
 
 def test_variables_reach_the_command_as_text_or_json(
