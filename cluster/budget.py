@@ -49,33 +49,3 @@ def decide_launch(
     relation = "within" if is_allowed else "over"
     reason = f"{after} $/h would be committed, {relation} the limit of {limit_usd_per_hour} $/h"
     return BudgetVerdict(is_allowed=is_allowed, after_usd_per_hour=after, reason=reason)
-
-
-def affordable_count(
-    *, committed: Sequence[UsdPerHour], price: UsdPerHour, limit_usd_per_hour: Decimal, asked: int
-) -> int:
-    """Return how many of `asked` nodes at one price fit under the limit."""
-    total = sum_prices(committed)
-    if price == 0:
-        return asked
-    if price is None or total is None:
-        return 0
-    return max(0, min(asked, int((limit_usd_per_hour - total) // price)))
-
-
-def spent_usd(records: Sequence[NodeRecord], *, from_s: float, to_s: float) -> UsdPerHour:
-    """Return what the nodes cost between two moments (seconds, wall clock); None = unknown.
-
-    A node costs from its intent, the earliest its site may have started charging, to its end.
-    """
-    return sum_prices([_cost_of(record, from_s=from_s, to_s=to_s) for record in records])
-
-
-def _cost_of(record: NodeRecord, *, from_s: float, to_s: float) -> UsdPerHour:
-    end_s = to_s if record.closed_s is None else min(to_s, record.closed_s)
-    lived_s = max(0.0, end_s - max(from_s, record.intended_s))
-    if lived_s == 0:
-        return Decimal(0)
-    if record.usd_per_hour is None:
-        return None
-    return record.usd_per_hour * Decimal(str(lived_s)) / 3600

@@ -118,6 +118,15 @@ class BurstSettings(Strict):
     signals_stale_s: Annotated[float, Field(gt=0)] = Field(
         default=10.0, description="seconds after which a gateway's signals count as unknown"
     )
+    starting_s_max: Annotated[float, Field(gt=0)] = Field(
+        default=300.0,
+        description="seconds a replica may take to start; then its pool is asked for no more "
+        "replicas, and an owned pool no longer holds the cloud closed",
+    )
+    slack_ratio_max: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.8,
+        description="cheaper pools filled no more than this (0-1) leave a dearer one unneeded",
+    )
 
 
 class PortSettings(Strict):
@@ -229,7 +238,6 @@ class NodeTypeSettings:
     labels: Mapping[str, str]
     min_nodes: int
     max_nodes: int
-    idle_timeout_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,5 +379,4 @@ def _build_node_type(name: str, content: ClusterFile) -> NodeTypeSettings:
         labels=dict(ray_type.labels),
         min_nodes=ray_type.min_workers,
         max_nodes=max_workers,
-        idle_timeout_s=ray_type.idle_timeout_s,
     )
