@@ -16,6 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from deployments.auth import Keyring, Tenant
+from deployments.header_names import (
+    CLASS_HEADER,
+    ENGINE_HEADER,
+    REASON_HEADER,
+    REPLICA_HEADER,
+    SITE_HEADER,
+)
 from deployments.metrics import NOWHERE, GatewayMetrics
 from deployments.model_queue import HeldSlot, ModelQueue, count_by_class
 from deployments.refusals import (
@@ -100,13 +107,13 @@ class Record:
         """What the client is told beside the answer."""
         headers = {}
         if self.data_class is not None:
-            headers["X-Tidegate-Data-Class"] = self.data_class.value
+            headers[CLASS_HEADER] = self.data_class.value
         if self.slot is not None:
-            headers["X-Tidegate-Site"] = self.slot.address.site
-            headers["X-Tidegate-Replica"] = self.slot.replica_id
-            headers["X-Tidegate-Reason"] = self.slot.reason
+            headers[SITE_HEADER] = self.slot.address.site
+            headers[REPLICA_HEADER] = self.slot.replica_id
+            headers[REASON_HEADER] = self.slot.reason
         if self.engine:
-            headers["X-Tidegate-Engine"] = self.engine
+            headers[ENGINE_HEADER] = self.engine
         return headers
 
 

@@ -19,12 +19,10 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.header_names import CLASS_HEADER, ENGINE_HEADER, REQUEST_ID_HEADER
+
 # Serve configures handlers for this logger and its children only.
 logger = logging.getLogger("ray.serve.tidegate.replica")
-
-ENGINE_HEADER = "X-Tidegate-Engine"
-CLASS_HEADER = "X-Tidegate-Data-Class"
-REQUEST_ID_HEADER = "X-Request-Id"
 
 _GENERATE = frozenset({b"/v1/chat/completions", b"/v1/completions"})
 _READ = frozenset({b"/v1/models", b"/health", b"/metrics"})

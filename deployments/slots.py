@@ -18,10 +18,12 @@ import ray
 from ray.exceptions import RayError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments.header_names import SLOT_HEADER
+
 # Serve configures handlers for its own logger and that one's children only.
 logger = logging.getLogger("ray.serve.tidegate.slots")
 
-_HEADER = b"x-tidegate-slot"
+_HEADER = SLOT_HEADER.lower().encode()
 _SWEEP_PERIOD_S = 1.0
 _IDLE_S_MAX = 4.0
 

@@ -14,13 +14,10 @@ from typing import Self
 
 import aiohttp
 
+from deployments.header_names import CLASS_HEADER, ENGINE_HEADER, REQUEST_ID_HEADER, SLOT_HEADER
 from deployments.pools import ReplicaAddress
 from deployments.refusals import RequestRefusedError
 from deployments.residency import DataClass, Permit
-
-CLASS_HEADER = "X-Tidegate-Data-Class"
-SLOT_HEADER = "X-Tidegate-Slot"
-REQUEST_ID_HEADER = "X-Request-Id"
 
 _CONNECT_S_MAX = 3.0
 _SILENCE_S_MAX = 300.0
@@ -50,7 +47,7 @@ class Exchange:
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
         self.status = response.status
-        self.engine = response.headers.get("X-Tidegate-Engine", "")
+        self.engine = response.headers.get(ENGINE_HEADER, "")
 
     async def read(self) -> bytes:
         """The whole body of the answer."""
