@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from autoscaling.brain_loop import BrainLoop, Sources
+from autoscaling.brain_loop import BrainLoop, Sources, build_policy
 from autoscaling.record import SchedulerReport
-from cluster.config import parse_cluster_config
+from autoscaling.snapshot import BurstPolicy
+from cluster.config import BurstSettings, parse_cluster_config
 from deployments.signals import Blackboard, GatewaySignals, ModelSignal, PoolSignal, Targets
 
 POOLS = tuple(
@@ -167,3 +168,10 @@ def _read_then(read: Callable[[], Any], meanwhile: Callable[[], None]) -> Callab
         return replace(found)
 
     return both
+
+
+def test_every_brain_setting_of_the_cluster_file_reaches_the_policy() -> None:
+    """A setting left out keeps the brain's own default, so the two name the same numbers."""
+    changed = BurstSettings(starting_s_max=900, slack_ratio_max=0.5)
+    assert build_policy(changed) == BurstPolicy(starting_s_max=900, slack_ratio_max=0.5)
+    assert build_policy(BurstSettings()) == BurstPolicy()
