@@ -29,6 +29,8 @@ _ROOT = Path(__file__).parents[2]
 
 # Examples are the same at every run, and a busy machine doesn't fail a law for its speed.
 settings.register_profile("tidegate", max_examples=50, deadline=None, derandomize=True)
+# For the second run of the same laws, in `test_autoscaling_purity`.
+settings.register_profile("few-examples", max_examples=2, deadline=None, derandomize=True)
 settings.load_profile("tidegate")
 
 _HEAD_STARTS_MAX = 3

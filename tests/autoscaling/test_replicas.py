@@ -469,7 +469,7 @@ def _jump(rng: random.Random, run: Run, replicas: dict[str, int]) -> Decision:
     return run.tick(view)
 
 
-@settings(max_examples=15)
+@settings(max_examples=min(15, settings().max_examples))
 @given(st.integers(0, 2**32))
 def test_reversals_are_bounded_by_the_lease_under_any_load(seed: int) -> None:
     """In 600 s a pool is lowered after a raise at most 600 / 60 times, whatever the load does."""
