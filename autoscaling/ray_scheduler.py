@@ -224,7 +224,7 @@ def _build_offers(request: SchedulingRequest, settings: ClusterSettings) -> Iter
 
 
 def _find_doubt(name: str, availabilities: Mapping[str, float]) -> str | None:
-    """Return why a type is tried last in its market; Ray's score recovers to 1.0 over ten minutes."""
+    """Return why a type is tried last in its market; Ray's score recovers over ten minutes."""
     score = availabilities.get(name, 1.0)
     return None if score >= 1.0 else f"a node of {name} did not join; availability {score:.2f}"
 
