@@ -35,7 +35,8 @@ _SERVE_FILES = {
     "emulated": Path(deployments.__file__).parent / "serve-emulated.yaml",
 }
 
-# Long enough to outlast load and slack: emulated, 0.1 s a token; vLLM with six streams on 2 cores, 0.1 to 0.2 s.
+# Long enough to outlast the load and the slack after it: 0.1 s a token emulated, 0.1 to 0.2 s
+# with vLLM and six streams on 2 cores.
 _LONG_TOKENS = {"vllm": 1200, "emulated": 700}
 _READY = """\
 Ready.
