@@ -30,6 +30,7 @@ RUN_POOL = Path(__file__).with_name("run_pool.py")
 MODEL = "smollm2-135m"
 CONTEXT_TOKENS = 512
 SLOTS = 4
+_ENGINE_SEEN_S_MAX = 30.0
 START_S_MAX = 420.0
 
 
@@ -123,16 +124,32 @@ class PoolHost:
         self._ask("delete")
 
     def find_engine(self) -> tuple[str, dict[int, str]]:
-        """The mark of the one engine that runs here, and the titles of its processes by id."""
+        """The mark of the one engine that runs here, and the titles of its processes by id.
+
+        Asks /proc again until EngineCore is among them: a process can be met between two titles.
+        """
+        deadline_s = time.monotonic() + _ENGINE_SEEN_S_MAX
+        while True:
+            found = self._list_engines()
+            if len(found) == 1:
+                ((mark, titles),) = found.items()
+                if any("EngineCore" in title for title in titles.values()):
+                    return mark, titles
+            assert time.monotonic() < deadline_s, f"one engine expected: {found}\n{self.tail()}"
+            time.sleep(0.1)
+
+    def _list_engines(self) -> dict[str, dict[int, str]]:
         found: dict[str, dict[int, str]] = {}
         for pid in list_marked(MARK_CLUSTER, self._mark):
-            environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
-            marks = [text for text in environment if text.startswith(f"{MARK_REPLICA}=")]
-            for mark in marks:
+            try:
+                environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
                 title = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-                found.setdefault(mark.partition("=")[2], {})[pid] = title
-        ((mark, titles),) = found.items()
-        return mark, titles
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            for text in environment:
+                if text.startswith(f"{MARK_REPLICA}="):
+                    found.setdefault(text.partition("=")[2], {})[pid] = title
+        return found
 
     def wait_for_replica(
         self, pool: str, *, other_than: str | None = None, within_s: float = START_S_MAX
