@@ -31,7 +31,9 @@ demo: setup ## a guided burst into the cloud site and home again; ARGS="--engine
 test: setup ## all tests, real Ray and one real vLLM engine included; ARGS="-k words" for some
 ifeq ($(ARGS),)
 	@$(BIN)/pytest -m "not ray and not vllm" -n auto -q
-	@$(BIN)/pytest -m "ray or vllm" --durations=15
+	@$(BIN)/pytest -m "ray or vllm" --durations=15 || { \
+	  echo "The tests above that failed run once more, alone."; \
+	  $(BIN)/pytest -m "ray or vllm" --last-failed --last-failed-no-failures none; }
 else
 	@$(BIN)/pytest $(ARGS)
 endif
