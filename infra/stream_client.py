@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 
+from deployments.header_names import REPLICA_HEADER, SITE_HEADER
+
 _CONNECT_S_MAX = 10.0
 
 
@@ -102,8 +104,8 @@ class StreamClient:
                 if response.is_error:
                     stream.error = (await response.aread()).decode(errors="replace")
                     return
-                stream.site = response.headers.get("x-tidegate-site")
-                stream.replica = response.headers.get("x-tidegate-replica")
+                stream.site = response.headers.get(SITE_HEADER)
+                stream.replica = response.headers.get(REPLICA_HEADER)
                 async for line in response.aiter_lines():
                     _read_line(stream, line)
         except httpx.HTTPError as error:
