@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3.11
 BIN := .venv/bin
+# grafana-client brings urllib3-future, whose wheel would overwrite urllib3; built from source it doesn't.
 # PyTorch's CPU wheel: from a folder of wheels if pip is told of one, else from PyTorch's CPU index.
 TORCH_SOURCE := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 
@@ -18,7 +19,8 @@ setup: .venv/.ready ## create .venv with the pinned dependencies (done by every 
 	@echo "Setting up .venv (about a minute, once)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install -qq --disable-pip-version-check uv==0.13.9
-	@$(BIN)/uv pip install --compile-bytecode --no-deps -r requirements/cpu.lock $(TORCH_SOURCE)
+	@URLLIB3_NO_OVERRIDE=1 $(BIN)/uv pip install --compile-bytecode --no-deps -r requirements/cpu.lock $(TORCH_SOURCE) \
+	  --no-binary urllib3-future
 	@$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -14,56 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from cluster.backend_settings import BackendSettings
 from cluster.config_mistakes import Mistake, explain_validation_errors, render_mistakes
 from cluster.config_rules import find_contradictions
 from cluster.errors import ConfigError
 from cluster.model import ClusterName, Market, NodeTypeName, SiteName
-
-
-def _as_decimal(value: object) -> object:
-    """Return YAML's numbers as Decimal, so that money never passes through binary floats."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return Decimal(str(value))
-    return value
-
-
-UsdPerHour = Annotated[Decimal, BeforeValidator(_as_decimal), Field(ge=0, allow_inf_nan=False)]
-Port = Annotated[int, Field(ge=1024, le=65535)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
-
-
-class Strict(BaseModel):
-    """Base of every settings model: a mistyped key must fail, and settings never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class ProcessBackendSettings(Strict):
-    """Nodes are folders and marked processes on this machine."""
-
-    kind: Literal["process"]
-    boot_s: Annotated[float, Field(ge=0, le=3600)] = Field(
-        default=0.0, description="seconds between a launch and the node being there (simulated)"
-    )
-    env: dict[str, str] = Field(
-        default_factory=dict, description="environment variables set on every node of the site"
-    )
-
-
-class FakeBackendSettings(Strict):
-    """Nodes exist in memory only: for plans and tests."""
-
-    kind: Literal["fake"]
-    boot_s: Annotated[float, Field(ge=0, le=3600)] = Field(
-        default=0.0, description="seconds between a launch and the node being there"
-    )
-
-
-BackendSettings = Annotated[
-    ProcessBackendSettings | FakeBackendSettings, Field(discriminator="kind")
-]
+from cluster.settings_types import Name, Port, Strict, Usd, UsdPerHour
 
 
 class SiteSettings(Strict):
@@ -94,6 +52,21 @@ class Limits(Strict):
     )
     usd_per_hour: UsdPerHour = Field(
         description="money committed per hour at most, launches in flight included"
+    )
+    usd_per_day: Usd | None = Field(
+        default=None,
+        description="money per UTC day at most: spent, committed to its end of lease, in flight",
+    )
+    usd_per_month: Usd | None = Field(
+        default=None, description="money per UTC month at most, counted in the same way"
+    )
+    soft_ratio: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.8,
+        description="share of a limit (0-1) from which status, metrics and alerts warn",
+    )
+    lease_s_min: Annotated[float, Field(ge=0)] = Field(
+        default=600.0,
+        description="seconds a launched node is counted to cost at least, for the limits above",
     )
 
 
@@ -129,8 +102,19 @@ class BurstSettings(Strict):
     )
 
 
+class StoreSettings(Strict):
+    """Where the ledger is. SQLite serves while every writer is on the head."""
+
+    kind: Literal["sqlite", "postgresql"] = "sqlite"
+    url_env: str | None = Field(
+        default=None,
+        description="environment variable that holds the PostgreSQL URL; its password never "
+        "stands in this file",
+    )
+
+
 class PortSettings(Strict):
-    """Ports of a cluster whose nodes share one machine. `with_ports` moves all of them."""
+    """Every port of a cluster, pinned. `with_ports` moves all of them."""
 
     gcs: Port = Field(description="Ray's control store; workers join here")
     dashboard: Port = Field(description="Ray's dashboard and job server")
@@ -142,6 +126,11 @@ class PortSettings(Strict):
     proxy_fallback: Port = Field(description="the Python proxy behind HAProxy")
     nodes: Annotated[int, Field(ge=1024, le=65000)] = Field(
         description="first port of the nodes' own blocks (10 ports for each node)"
+    )
+    workers: Annotated[int, Field(ge=1024, le=64000)] | None = Field(
+        default=None,
+        description="first of 1,000 ports for Ray's worker processes; required on machines of "
+        "their own, where firewalls want to know them",
     )
 
 
@@ -164,8 +153,9 @@ class ProviderSettings(Strict):
         default_factory=BurstSettings, description="settings of the first brain"
     )
     ports: PortSettings | None = Field(
-        default=None, description="required when a site uses the process backend"
+        default=None, description="required unless every site is fake"
     )
+    store: StoreSettings = Field(default_factory=StoreSettings, description="where the ledger is")
 
 
 # Ray fills no defaults for external providers and fails with unrelated messages without these.

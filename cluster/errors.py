@@ -3,12 +3,14 @@
     TidegateError
     ├── ConfigError          a settings file holds mistakes; lists all of them
     ├── StateError           the state folder can't be used (locked by others, damaged, wrong owner)
+    ├── NotLeaderError       another autoscaler acts; this one only watches
     ├── LaunchRefusedError   we decided not to launch; nothing was started
     │   ├── SiteFullError         the site holds as many nodes as it may
     │   ├── HeadExistsError       the cluster has a head already
     │   └── BudgetExceededError   the launch would commit more money per hour than allowed
     └── BackendError         a site's machinery failed
         ├── NoCapacityError       the site has none of these nodes to give right now
+        ├── CredentialsError      the site doesn't accept our credentials
         └── NodeNotFoundError     no such node: it never was, or it is gone
 
 Requests refused by the gateway have classes of their own in `deployments`, under `TidegateError`.
@@ -25,6 +27,10 @@ class ConfigError(TidegateError):
 
 class StateError(TidegateError):
     """The state folder can't be used."""
+
+
+class NotLeaderError(StateError):
+    """Another autoscaler acts, or this one's lease ran out: nothing may be started or ended."""
 
 
 class LaunchRefusedError(TidegateError):
@@ -59,7 +65,15 @@ class BackendError(TidegateError):
 
 
 class NoCapacityError(BackendError):
-    """The site has none of these nodes to give right now; nothing was started."""
+    """The site has none of these nodes to give for `retry_s` seconds; nothing was started."""
+
+    def __init__(self, message: str, *, retry_s: float = 30.0) -> None:
+        super().__init__(message)
+        self.retry_s = retry_s
+
+
+class CredentialsError(BackendError):
+    """The site doesn't accept our credentials: nothing starts or ends there until they are new."""
 
 
 class NodeNotFoundError(BackendError):

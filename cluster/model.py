@@ -33,6 +33,31 @@ LABEL_OWNED = "owned"
 LABEL_ACCELERATOR = "accelerator"
 
 
+TAG_CORDON = "tidegate-cordon"
+"""Tag of a node (or mark on a host): see `Cordon`. Absent = takes work."""
+
+
+class Cordon(StrEnum):
+    """What an operator wants of a node. It is kept at the site, so it outlives the head."""
+
+    # No new node on this host, no new replica counted on this node; what runs goes on.
+    CORDONED = "cordoned"
+    # As above, and what runs is moved away; the node goes home when nothing is left on it.
+    DRAINING = "draining"
+
+
+class BootStage(StrEnum):
+    """The stages of a node on its way to work, in order. Their times are kept for each node."""
+
+    INTENDED = "intended"  # written into the ledger
+    ACCEPTED = "accepted"  # the site said yes
+    RUNNING = "running"  # the site says the machine runs
+    REACHABLE = "reachable"  # the first command ran on it
+    SET_UP = "set_up"  # set-up commands are done
+    JOINED = "joined"  # Ray lists it
+    SERVING = "serving"  # a replica on it serves
+
+
 class NodePhase(StrEnum):
     """Where a node is in its life; see the drawing above."""
 
@@ -70,11 +95,32 @@ class LaunchSpec:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A node as its site sees it. `address` is None until the site knows it."""
+    """A node as its site sees it. `address` is None until the site knows it.
+
+    `launched_s` is when the site began to charge, wall time, None if it doesn't say. `offering` is
+    what was given, for people: "g6e.2xlarge in us-east-1a" or a host's name. `is_silent` = the
+    site couldn't ask it this time, and this is what it was before.
+    """
 
     spec: LaunchSpec
     state: InstanceState
     address: str | None = None
+    launched_s: float | None = None
+    offering: str | None = None
+    cordon: Cordon | None = None
+    is_silent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SoldOut:
+    """An offering that its site had none of. Not asked for again before `until_s`, wall time."""
+
+    site: SiteName
+    instance_type: str
+    zone: str
+    market: Market
+    code: str
+    until_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +144,19 @@ class NodeRecord:
     changed_s: float
     closed_s: float | None = None
     closed_why: str | None = None
+
+
+def merge_tags(held: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, str]:
+    """Return a node's tags after a change; an empty value removes a tag."""
+    return {name: text for name, text in {**held, **changes}.items() if text}
+
+
+def read_cordon(tags: Mapping[str, str]) -> Cordon | None:
+    """Return what the tags say an operator wants of the node.
+
+    An unknown word counts as a cordon: the node takes no more work until somebody looks.
+    """
+    word = tags.get(TAG_CORDON)
+    if not word:
+        return None
+    return Cordon(word) if word in set(Cordon) else Cordon.CORDONED

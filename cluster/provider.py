@@ -23,11 +23,11 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
+from cluster.backend_settings import FakeBackendSettings, ProcessBackendSettings
 from cluster.backends.contract import CommandRunner, NodeBackend
 from cluster.backends.fake import FakeBackend
 from cluster.backends.process import ProcessBackend
 from cluster.config import (
-    FakeBackendSettings,
     ProviderSettings,
     parse_cluster_config,
     parse_provider_section,
@@ -293,7 +293,9 @@ def _open_backend(
     if isinstance(backend, FakeBackendSettings):
         return FakeBackend(backend)
     if settings.ports is None:
-        raise ConfigError(f"provider.ports must be given: nodes of {site} share this machine.")
+        raise ConfigError(f"provider.ports must be given: nodes of {site} need pinned ports.")
+    if not isinstance(backend, ProcessBackendSettings):
+        raise ConfigError(f"provider.sites.{site}.backend must be one of process, fake.")
     return ProcessBackend(
         backend, site=site, cluster=cluster, state_dir=state_dir, ports=settings.ports
     )

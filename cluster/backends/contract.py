@@ -9,7 +9,7 @@ contract suite, tests/cluster/test_backend_contract.py.
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from cluster.model import Instance, LaunchSpec, NodeId
+from cluster.model import Instance, LaunchSpec, NodeId, SoldOut
 
 
 class CommandRunner(Protocol):
@@ -57,13 +57,20 @@ class NodeBackend(Protocol):
     def settle_s(self) -> float:
         """Return how long after a launch the listing may still miss the instance."""
 
+    @property
+    def sold_out(self) -> Sequence[SoldOut]:
+        """Return the offerings that aren't asked for now, expired ones left out. Never blocks."""
+
+    def recall_sold_out(self, known: Sequence[SoldOut]) -> None:
+        """Take over what an earlier process had learned. Called once, before anything else."""
+
     def launch(self, spec: LaunchSpec) -> None:
         """Start one node. Idempotent by `spec.node_id`: a second call gives no second instance.
 
         Returns once the site has accepted, not once the node runs.
 
         Raises:
-            NoCapacityError: the site has none to give; nothing was started.
+            NoCapacityError: the site has none to give for `retry_s`; nothing was started.
             BackendError: anything else; whether a node was started is unknown, and the caller
                 finds out by listing.
         """
@@ -86,6 +93,15 @@ class NodeBackend(Protocol):
 
         Raises:
             BackendError: the site can't be asked right now.
+        """
+
+    def set_tags(self, node_id: NodeId, tags: Mapping[str, str]) -> None:
+        """Set some of a node's tags where the site keeps them, so that another machine sees them.
+
+        An empty value removes the tag. Unknown nodes are ignored. Idempotent.
+
+        Raises:
+            BackendError: the tags may not have been set; the caller retries.
         """
 
     def open_command_runner(self, node_id: NodeId) -> CommandRunner:

@@ -8,12 +8,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cluster.config import FakeBackendSettings
+from cluster.backend_settings import FakeBackendSettings
 from cluster.errors import NodeNotFoundError
-from cluster.model import Instance, InstanceState, LaunchSpec, NodeId
+from cluster.model import (
+    Instance,
+    InstanceState,
+    LaunchSpec,
+    NodeId,
+    SoldOut,
+    merge_tags,
+    read_cordon,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,14 @@ class FakeBackend:
         with self._lock:
             self._nodes.pop(node_id, None)
 
+    @property
+    def sold_out(self) -> Sequence[SoldOut]:
+        """Return nothing: this machine never sells out."""
+        return ()
+
+    def recall_sold_out(self, known: Sequence[SoldOut]) -> None:
+        """Do nothing."""
+
     def launch(self, spec: LaunchSpec) -> None:
         """Remember a node."""
         self._enter("launch", (spec.node_id,))
@@ -95,6 +111,14 @@ class FakeBackend:
             visible_s = self._now_s() - self._list_lag_s
             seen = [node for node in self._nodes.values() if node.launched_s <= visible_s]
             return [self._describe(node) for node in seen]
+
+    def set_tags(self, node_id: NodeId, tags: Mapping[str, str]) -> None:
+        """Keep tags with the node."""
+        self._enter("set_tags", (node_id,))
+        with self._lock:
+            node = self._nodes.get(node_id)
+            if node is not None:
+                node.spec = replace(node.spec, tags=merge_tags(node.spec.tags, tags))
 
     def open_command_runner(self, node_id: NodeId) -> "FakeCommandRunner":
         """Return a runner that writes commands down."""
@@ -117,8 +141,13 @@ class FakeBackend:
 
     def _describe(self, node: _Node) -> Instance:
         if self._now_s() - node.launched_s < self._boot_s:
-            return Instance(node.spec, InstanceState.BOOTING)
-        return Instance(node.spec, InstanceState.RUNNING, address=_fake_address(node.spec.node_id))
+            return Instance(node.spec, InstanceState.BOOTING, cordon=read_cordon(node.spec.tags))
+        return Instance(
+            node.spec,
+            InstanceState.RUNNING,
+            address=_fake_address(node.spec.node_id),
+            cordon=read_cordon(node.spec.tags),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,27 @@ was switched off does; a head is kept, because `ray up` repairs it.
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+from cluster.backend_settings import ProcessBackendSettings
 from cluster.backends.process_node import ClusterFolder, NodeFolder, ProcessInstance
 from cluster.backends.process_runner import ProcessCommandRunner
-from cluster.config import PortSettings, ProcessBackendSettings
+from cluster.config import PortSettings
 from cluster.errors import BackendError
-from cluster.model import ClusterName, Instance, InstanceState, LaunchSpec, NodeId, SiteName
+from cluster.model import (
+    ClusterName,
+    Instance,
+    InstanceState,
+    LaunchSpec,
+    NodeId,
+    SiteName,
+    SoldOut,
+    merge_tags,
+    read_cordon,
+)
 from cluster.processes import MARK_NODE, end_marked
 
 logger = logging.getLogger(__name__)
@@ -48,6 +60,14 @@ class ProcessBackend:
         self._folder = ClusterFolder(path=state_dir / cluster, cluster=cluster, ports=ports)
         self._folder.ensure_exists()
 
+    @property
+    def sold_out(self) -> Sequence[SoldOut]:
+        """Return nothing: this machine never sells out."""
+        return ()
+
+    def recall_sold_out(self, known: Sequence[SoldOut]) -> None:
+        """Do nothing."""
+
     def launch(self, spec: LaunchSpec) -> None:
         """Create the node's folder. Idempotent; the node is ready `boot_s` later."""
         node = NodeFolder(self._folder, spec.node_id)
@@ -78,10 +98,27 @@ class ProcessBackend:
                 written = node.read_instance()
                 if written is not None and written.spec.site == self._site:
                     state = _read_state(node, written, has_raylet=node.node_id in with_raylet)
-                    instances.append(Instance(written.spec, state, address=written.address))
+                    instances.append(
+                        Instance(
+                            written.spec,
+                            state,
+                            address=written.address,
+                            launched_s=written.launched_s,
+                            cordon=read_cordon(written.spec.tags),
+                        )
+                    )
         except OSError as exc:
             raise BackendError(f"{self._folder.nodes} must be readable; got: {exc}.") from exc
         return instances
+
+    def set_tags(self, node_id: NodeId, tags: Mapping[str, str]) -> None:
+        """Keep tags in the node's folder."""
+        node = NodeFolder(self._folder, node_id)
+        with self._folder.locked():
+            written = node.read_instance()
+            if written is not None:
+                spec = replace(written.spec, tags=merge_tags(written.spec.tags, tags))
+                node.write_instance(replace(written, spec=spec))
 
     def open_command_runner(self, node_id: NodeId) -> ProcessCommandRunner:
         """Return a runner of commands in the node's environment."""

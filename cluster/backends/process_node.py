@@ -222,6 +222,10 @@ class NodeFolder:
         environment = self.build_environment(instance, os.environ, extra_env)
         exports = [f"export {key}={shlex.quote(text)}\n" for key, text in environment.items()]
         _write_private(self.env_file, "".join(exports))
+        self.write_instance(instance)
+
+    def write_instance(self, instance: ProcessInstance) -> None:
+        """Write what there is to know about the node, in one step."""
         _write_private(self.path / "instance.json", json.dumps(asdict(instance), indent=1))
 
     def build_environment(

@@ -7,11 +7,20 @@ from typing import Any
 
 import pytest
 
+from cluster.backend_settings import FakeBackendSettings, ProcessBackendSettings
 from cluster.backends.contract import NodeBackend
 from cluster.backends.fake import FakeBackend
 from cluster.backends.process import ProcessBackend
-from cluster.config import FakeBackendSettings, PortSettings, ProcessBackendSettings
-from cluster.model import ClusterName, InstanceState, LaunchSpec, NodeId, SiteName
+from cluster.config import PortSettings
+from cluster.model import (
+    TAG_CORDON,
+    ClusterName,
+    Cordon,
+    InstanceState,
+    LaunchSpec,
+    NodeId,
+    SiteName,
+)
 
 PORTS = PortSettings(
     gcs=21900,
@@ -143,3 +152,25 @@ def test_commands_run_on_the_node(rig: Rig, new_spec: Callable[..., LaunchSpec])
     runner.run("true", environment_variables={"A": {"GPU": 1}})
     runner.run_init(as_head=False, file_mounts={}, sync_run_yet=False)
     assert isinstance(runner.remote_shell_command_str(), str)
+
+
+def test_tags_set_later_are_listed_with_the_node_and_an_empty_one_is_removed(
+    rig: Rig, new_spec: Callable[..., LaunchSpec]
+) -> None:
+    backend = rig.open()
+    spec = new_spec(tags={"ray-node-status": "setting-up", "kept": "1"})
+    backend.launch(spec)
+    backend.set_tags(spec.node_id, {"ray-node-status": "up-to-date", TAG_CORDON: "draining"})
+    (instance,) = rig.open().list_instances() if rig.kind != "fake" else backend.list_instances()
+    assert instance.spec.tags["ray-node-status"] == "up-to-date"
+    assert instance.spec.tags["kept"] == "1"
+    assert instance.cordon is Cordon.DRAINING
+    backend.set_tags(spec.node_id, {TAG_CORDON: ""})
+    (instance,) = backend.list_instances()
+    assert instance.cordon is None
+
+
+def test_tags_of_an_unknown_node_are_ignored(rig: Rig) -> None:
+    backend = rig.open()
+    backend.set_tags(NodeId("never-was"), {"a": "b"})
+    assert backend.list_instances() == []

@@ -9,10 +9,11 @@ import click
 import pytest
 from ray.autoscaler._private.subprocess_output_util import ProcessRunnerError
 
+from cluster.backend_settings import ProcessBackendSettings
 from cluster.backends.process import ProcessBackend
 from cluster.backends.process_node import ClusterFolder, NodeFolder
 from cluster.backends.process_runner import ProcessCommandRunner
-from cluster.config import PortSettings, ProcessBackendSettings
+from cluster.config import PortSettings
 from cluster.errors import StateError
 from cluster.model import ClusterName, InstanceState, LaunchSpec, NodeId, SiteName
 from cluster.processes import MARK_NODE, list_marked

@@ -13,8 +13,8 @@ import pytest
 from ray.autoscaler._private.providers import _get_node_provider
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 
+from cluster.backend_settings import FakeBackendSettings
 from cluster.backends.fake import FakeBackend
-from cluster.config import FakeBackendSettings
 from cluster.errors import BackendError, NoCapacityError, StateError
 from cluster.ledger import Intent, Ledger
 from cluster.model import NodeId, NodePhase, NodeTypeName, SiteName
