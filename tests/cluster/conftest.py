@@ -1,5 +1,6 @@
 """Builders with boring defaults for the tests of cluster/."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ class ManualClock:
         return self.now_s
 
 
-def build_spec(node_id: str = "n-1", **changes: Any) -> LaunchSpec:
+def build_spec(node_id: str = f"n-1-{os.getpid()}", **changes: Any) -> LaunchSpec:
     """Return what is launched in tests, a worker at site cloud."""
     values: dict[str, Any] = {
         "node_id": NodeId(node_id),

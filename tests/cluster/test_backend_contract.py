@@ -1,5 +1,6 @@
 """Every backend keeps the promises of cluster/backends/contract.py."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ from cluster.model import (
     NodeId,
     SiteName,
 )
+
+# Marks are seen machine-wide, and tests run side by side: names of this process alone.
+FIRST, SECOND, THIRD = (NodeId(f"n-{number}-{os.getpid()}") for number in (1, 2, 3))
 
 PORTS = PortSettings(
     gcs=21900,
@@ -110,7 +114,7 @@ def test_a_node_boots_before_it_runs_and_the_launch_does_not_wait_for_it(
 
 def test_nodes_have_addresses_of_their_own(rig: Rig, new_spec: Callable[..., LaunchSpec]) -> None:
     backend = rig.open()
-    for node_id in ("n-1", "n-2", "n-3"):
+    for node_id in (FIRST, SECOND, THIRD):
         backend.launch(new_spec(node_id))
     assert len({one.address for one in backend.list_instances()}) == 3
 
@@ -119,10 +123,10 @@ def test_a_terminated_node_is_gone_and_the_others_stay(
     rig: Rig, new_spec: Callable[..., LaunchSpec]
 ) -> None:
     backend = rig.open()
-    for node_id in ("n-1", "n-2", "n-3"):
+    for node_id in (FIRST, SECOND, THIRD):
         backend.launch(new_spec(node_id))
-    backend.terminate([NodeId("n-1"), NodeId("n-3")])
-    assert list_ids(backend) == {"n-2"}
+    backend.terminate([FIRST, THIRD])
+    assert list_ids(backend) == {SECOND}
 
 
 def test_terminating_what_is_gone_or_never_was_is_success(
@@ -131,7 +135,7 @@ def test_terminating_what_is_gone_or_never_was_is_success(
     backend = rig.open()
     backend.launch(new_spec())
     for _ in range(2):
-        backend.terminate([NodeId("n-1"), NodeId("never-was")])
+        backend.terminate([FIRST, NodeId("never-was")])
     assert list_ids(backend) == set()
 
 
@@ -140,15 +144,15 @@ def test_an_id_can_be_launched_again_after_its_node_is_gone(
 ) -> None:
     backend = rig.open()
     backend.launch(new_spec())
-    backend.terminate([NodeId("n-1")])
+    backend.terminate([FIRST])
     backend.launch(new_spec())
-    assert list_ids(backend) == {"n-1"}
+    assert list_ids(backend) == {FIRST}
 
 
 def test_commands_run_on_the_node(rig: Rig, new_spec: Callable[..., LaunchSpec]) -> None:
     backend = rig.open()
     backend.launch(new_spec())
-    runner: Any = backend.open_command_runner(NodeId("n-1"))
+    runner: Any = backend.open_command_runner(FIRST)
     runner.run("true", environment_variables={"A": {"GPU": 1}})
     runner.run_init(as_head=False, file_mounts={}, sync_run_yet=False)
     assert isinstance(runner.remote_shell_command_str(), str)

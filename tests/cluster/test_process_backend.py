@@ -1,5 +1,6 @@
 """A process node stands in for a machine: own home, own address, and it ends completely."""
 
+import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +30,10 @@ PORTS = PortSettings(
     proxy_fallback=21907,
     nodes=21910,
 )
-NODE = NodeId("n-1")
+# Marks are seen machine-wide, and tests run side by side: names of this process alone.
+NODE = NodeId(f"n-1-{os.getpid()}")
+SECOND = NodeId(f"n-2-{os.getpid()}")
+THIRD = NodeId(f"n-3-{os.getpid()}")
 Open = Callable[..., ProcessBackend]
 
 
@@ -128,12 +132,12 @@ def test_nodes_of_all_sites_share_one_row_of_slots_and_free_them_when_they_go(
     open_backend: Open, new_spec: Callable[..., LaunchSpec]
 ) -> None:
     cloud, onprem = open_backend(), open_backend(site="onprem")
-    cloud.launch(new_spec("n-1"))
-    onprem.launch(new_spec("n-2", site=SiteName("onprem")))
+    cloud.launch(new_spec(NODE))
+    onprem.launch(new_spec(SECOND, site=SiteName("onprem")))
     assert [one.address for one in cloud.list_instances()] == ["127.0.1.1"]
     assert [one.address for one in onprem.list_instances()] == ["127.0.1.2"]
-    cloud.terminate([NodeId("n-1")])
-    onprem.launch(new_spec("n-3", site=SiteName("onprem")))
+    cloud.terminate([NODE])
+    onprem.launch(new_spec(THIRD, site=SiteName("onprem")))
     assert {one.address for one in onprem.list_instances()} == {"127.0.1.1", "127.0.1.2"}
 
 
@@ -142,39 +146,39 @@ def test_terminating_ends_every_process_that_carries_the_mark_however_it_was_sta
 ) -> None:
     """One process left its session, one ignores SIGTERM; both end, and only on this node."""
     backend = open_backend()
-    for node_id in ("n-1", "n-2"):
+    for node_id in (NODE, SECOND):
         backend.launch(new_spec(node_id))
         runner = backend.open_command_runner(NodeId(node_id))
         runner.run("setsid sleep 300 >/dev/null 2>&1 &")
         runner.run("(trap '' TERM; exec sleep 300 >/dev/null 2>&1) &")
-    assert len(list_marked(MARK_NODE, "n-1")) == 2
+    assert len(list_marked(MARK_NODE, NODE)) == 2
     backend.terminate([NODE])
-    assert list_marked(MARK_NODE, "n-1") == []
-    assert len(list_marked(MARK_NODE, "n-2")) == 2
+    assert list_marked(MARK_NODE, NODE) == []
+    assert len(list_marked(MARK_NODE, SECOND)) == 2
 
 
 def test_ray_stop_ends_this_nodes_processes_and_not_the_shell_that_asked(
     open_backend: Open, new_spec: Callable[..., LaunchSpec]
 ) -> None:
     backend = open_backend()
-    for node_id in ("n-1", "n-2"):
+    for node_id in (NODE, SECOND):
         backend.launch(new_spec(node_id))
         backend.open_command_runner(NodeId(node_id)).run("sleep 300 >/dev/null 2>&1 &")
     said = run(backend, "ray stop --force; echo and on")
-    assert said.splitlines() == ["Stopped 1 processes of node n-1.", "and on"]
-    assert len(list_marked(MARK_NODE, "n-2")) == 1
+    assert said.splitlines() == [f"Stopped 1 processes of node {NODE}.", "and on"]
+    assert len(list_marked(MARK_NODE, SECOND)) == 1
 
 
 def test_a_worker_whose_ray_died_is_stopped_and_a_head_is_not(
     open_backend: Open, new_spec: Callable[..., LaunchSpec], tmp_path: Path
 ) -> None:
     backend = open_backend()
-    backend.launch(new_spec("n-1"))
-    backend.launch(new_spec("n-2", is_head=True))
-    for node_id in ("n-1", "n-2"):
+    backend.launch(new_spec(NODE))
+    backend.launch(new_spec(SECOND, is_head=True))
+    for node_id in (NODE, SECOND):
         (tmp_path / "test" / "nodes" / node_id / "started").touch()
     states = {one.spec.node_id: one.state for one in backend.list_instances()}
-    assert states == {"n-1": InstanceState.STOPPED, "n-2": InstanceState.RUNNING}
+    assert states == {NODE: InstanceState.STOPPED, SECOND: InstanceState.RUNNING}
 
 
 def test_files_are_copied_to_the_nodes_home_and_back(
@@ -272,10 +276,10 @@ def test_the_last_node_takes_the_short_link_with_it(
     open_backend: Open, new_spec: Callable[..., LaunchSpec]
 ) -> None:
     backend = open_backend()
-    backend.launch(new_spec("n-1"))
-    backend.launch(new_spec("n-2"))
+    backend.launch(new_spec(NODE))
+    backend.launch(new_spec(SECOND))
     link = Path(run(backend, "dirname $RAY_TMPDIR"))
-    backend.terminate([NodeId("n-2")])
+    backend.terminate([SECOND])
     assert link.is_symlink()
     backend.terminate([NODE])
     assert not link.is_symlink()
