@@ -118,7 +118,7 @@ def _check_not_running(cluster_name: str) -> Finding:
 def _check_ports(settings: ClusterSettings) -> list[Finding]:
     if settings.ports is None:
         return []
-    ports: Mapping[str, int] = settings.ports.model_dump()
+    ports: Mapping[str, int] = settings.ports.model_dump(exclude_none=True)
     return [_check_port(name, port) for name, port in ports.items()]
 
 
