@@ -3,6 +3,9 @@
 An intent is written before a launch is asked of a site and closed when its instance is gone, so a
 crash at any moment leaves a row that says what to look for. Several processes share one ledger
 (the launcher on the operator's side and the autoscaler): each row names its owner.
+
+`Ledger` is the one door; its parts are in `ledger_sites` (sold out, holds, looks), `ledger_boot`
+(boot stages), `ledger_spend` (money) and `ledger_leases` (who may act).
 """
 
 import time
@@ -15,8 +18,15 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from cluster.budget import SpendNow
 from cluster.errors import NodeNotFoundError
+from cluster.ledger_boot import BootStages, write_boot_stage
+from cluster.ledger_leases import Leases, check_fence
+from cluster.ledger_sites import SiteNotes
+from cluster.ledger_spend import Spend, read_spend_now
 from cluster.model import (
+    BootStage,
+    Cordon,
     Instance,
     NodeId,
     NodePhase,
@@ -24,7 +34,8 @@ from cluster.model import (
     NodeTypeName,
     SiteName,
 )
-from cluster.store import NodeRow, Store
+from cluster.store import Store
+from cluster.store_tables import NodeRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +51,24 @@ class Intent:
     node_config: Mapping[str, Any]
 
 
-class Ledger:
-    """Open and closed nodes of one cluster. All calls are short local transactions."""
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What a launch is checked against: open nodes, and money spent and committed."""
 
-    def __init__(self, file: Path, *, now_s: Callable[[], float] = time.time) -> None:
-        self._store = Store(file)
-        self._now_s = now_s
+    open_nodes: Sequence[NodeRecord]
+    spend: SpendNow
+
+
+class Ledger(SiteNotes, BootStages, Spend, Leases):
+    """Open and closed nodes of one cluster. All calls are short local transactions.
+
+    With `reads_only`, nothing is written, not even the file.
+    """
+
+    def __init__(
+        self, file: Path, *, now_s: Callable[[], float] = time.time, reads_only: bool = False
+    ) -> None:
+        super().__init__(Store(file, reads_only=reads_only), now_s)
 
     def close(self) -> None:
         """Close the store's connections."""
@@ -56,20 +79,32 @@ class Ledger:
         intents: Sequence[Intent],
         *,
         owner: str,
-        check: Callable[[Sequence[NodeRecord]], None],
+        check: Callable[[Books], None],
+        fence: int | None = None,
     ) -> None:
-        """Write intents, all or none, if `check` accepts the nodes that are open already.
+        """Write intents, all or none, if `check` accepts the books as they are.
 
         Check and write are one transaction: two launches at once can't both take the last room.
         Whatever `check` raises passes through, and nothing is written.
+
+        Raises:
+            NotLeaderError: `fence` is no longer the token of the lease; nothing is written.
         """
         now_s = self._now_s()
         with self._store.transaction() as session:
-            check([_to_record(row) for row in _select_open(session)])
-            session.add_all(_to_row(intent, owner=owner, now_s=now_s) for intent in intents)
+            if fence is not None:
+                check_fence(session, fence)
+            open_nodes = [_to_record(row) for row in _select_open(session)]
+            check(Books(open_nodes, read_spend_now(session, now_s)))
+            for intent in intents:
+                session.add(_to_row(intent, owner=owner, now_s=now_s, fence=fence))
+                write_boot_stage(session, intent.node_id, BootStage.INTENDED, now_s)
 
     def adopt(self, instance: Instance, *, usd_per_hour: Decimal | None, owner: str) -> None:
-        """Write a node that a site has and the ledger doesn't, as if launched now. Idempotent."""
+        """Write a node that a site has and the ledger doesn't. Idempotent.
+
+        It counts as launched when its site says, now if it doesn't say.
+        """
         spec = instance.spec
         intent = Intent(
             node_id=spec.node_id,
@@ -82,8 +117,10 @@ class Ledger:
         )
         with self._store.transaction() as session:
             if session.get(NodeRow, spec.node_id) is None:
-                row = _to_row(intent, owner=owner, now_s=self._now_s())
+                row = _to_row(intent, owner=owner, now_s=self._now_s(), fence=None)
                 row.phase = NodePhase.LAUNCHED
+                row.launched_s, row.offering = instance.launched_s, instance.offering
+                row.cordon = instance.cordon
                 session.add(row)
 
     def list_open(self, *, site: SiteName | None = None) -> list[NodeRecord]:
@@ -119,40 +156,70 @@ class Ledger:
             row = _get(session, node_id)
             row.tags = {**row.tags, **tags}
 
+    def set_cordon(self, node_id: NodeId, cordon: Cordon | None) -> None:
+        """Note what an operator wants of a node, as its site keeps it; None = takes work."""
+        with self._store.transaction() as session:
+            _get(session, node_id).cordon = cordon
+
     def mark_launched(self, node_id: NodeId) -> None:
         """Note that the site accepted the launch. No effect unless the node is intended."""
-        self._move(node_id, {NodePhase.INTENDED}, NodePhase.LAUNCHED)
+        with self._store.transaction() as session:
+            row = _get(session, node_id)
+            if row.phase == NodePhase.INTENDED:
+                row.phase, row.changed_s = NodePhase.LAUNCHED, self._now_s()
+                write_boot_stage(session, node_id, BootStage.ACCEPTED, row.changed_s)
 
-    def mark_running(self, node_id: NodeId, *, address: str | None) -> None:
-        """Note that the node was seen running. No effect once it is terminating or closed."""
+    def mark_running(
+        self,
+        node_id: NodeId,
+        *,
+        address: str | None,
+        launched_s: float | None = None,
+        offering: str | None = None,
+    ) -> None:
+        """Note that the node was seen running. No effect once it is terminating or closed.
+
+        `launched_s` and `offering` are what its site says of it; None keeps what is known.
+        """
         with self._store.transaction() as session:
             row = _get(session, node_id)
             if row.phase in {NodePhase.INTENDED, NodePhase.LAUNCHED}:
                 row.phase, row.changed_s = NodePhase.RUNNING, self._now_s()
+                write_boot_stage(session, node_id, BootStage.RUNNING, row.changed_s)
             row.address = address
+            row.launched_s = row.launched_s if launched_s is None else launched_s
+            row.offering = row.offering if offering is None else offering
 
-    def mark_terminating(self, node_id: NodeId, *, owner: str) -> None:
-        """Note that `owner` ends the node. No effect on a closed node."""
+    def mark_terminating(self, node_id: NodeId, *, owner: str, fence: int | None = None) -> None:
+        """Note that `owner` ends the node. No effect on a closed node.
+
+        Raises:
+            NotLeaderError: `fence` is no longer the token of the lease; nothing is written.
+        """
         with self._store.transaction() as session:
+            if fence is not None:
+                check_fence(session, fence)
             row = _get(session, node_id)
             if row.phase != NodePhase.CLOSED:
                 row.phase, row.owner = NodePhase.TERMINATING, owner
                 row.changed_s = self._now_s()
 
-    def mark_closed(self, node_id: NodeId, *, why: str) -> None:
-        """Note that the node's instance is gone, or never came to be. Idempotent."""
+    def mark_closed(
+        self, node_id: NodeId, *, why: str, ended_s: float | None = None, never_ran: bool = False
+    ) -> None:
+        """Note that the node's instance is gone. Idempotent.
+
+        It is charged until `ended_s`, until now if that isn't known. `never_ran` = the site said
+        that it started nothing, so that nothing is charged.
+        """
         now_s = self._now_s()
         with self._store.transaction() as session:
             row = _get(session, node_id)
             if row.phase != NodePhase.CLOSED:
                 row.phase, row.changed_s = NodePhase.CLOSED, now_s
                 row.closed_s, row.closed_why = now_s, why
-
-    def _move(self, node_id: NodeId, origins: set[NodePhase], target: NodePhase) -> None:
-        with self._store.transaction() as session:
-            row = _get(session, node_id)
-            if row.phase in origins:
-                row.phase, row.changed_s = target, self._now_s()
+                if not never_ran:
+                    row.ended_s = now_s if ended_s is None else ended_s
 
 
 def _select_open(session: Session) -> Sequence[NodeRow]:
@@ -167,7 +234,7 @@ def _get(session: Session, node_id: NodeId) -> NodeRow:
     return row
 
 
-def _to_row(intent: Intent, *, owner: str, now_s: float) -> NodeRow:
+def _to_row(intent: Intent, *, owner: str, now_s: float, fence: int | None) -> NodeRow:
     return NodeRow(
         node_id=intent.node_id,
         site=intent.site,
@@ -181,6 +248,7 @@ def _to_row(intent: Intent, *, owner: str, now_s: float) -> NodeRow:
         owner=owner,
         intended_s=now_s,
         changed_s=now_s,
+        fence=fence,
     )
 
 
@@ -199,4 +267,9 @@ def _to_record(row: NodeRow) -> NodeRecord:
         changed_s=row.changed_s,
         closed_s=row.closed_s,
         closed_why=row.closed_why,
+        launched_s=row.launched_s,
+        ended_s=row.ended_s,
+        offering=row.offering,
+        cordon=None if row.cordon is None else Cordon(row.cordon),
+        fence=row.fence,
     )

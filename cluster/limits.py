@@ -1,4 +1,4 @@
-"""The last check before a node is launched: room at its site and money per hour.
+"""The last check before a node is launched: room at its site, money per hour, day and month.
 
 Runs while the ledger is locked, so that two launches at once can't both take the last room.
 """
@@ -6,10 +6,10 @@ Runs while the ledger is locked, so that two launches at once can't both take th
 from collections.abc import Sequence
 from decimal import Decimal
 
-from cluster.budget import committed_prices, decide_launch
-from cluster.config import ProviderSettings
+from cluster.budget import MoneyLimits, budget_status, decide_spend
+from cluster.config import Limits, ProviderSettings
 from cluster.errors import BudgetExceededError, HeadExistsError, SiteFullError
-from cluster.ledger import Intent
+from cluster.ledger import Books, Intent
 from cluster.model import NodePhase, NodeRecord, NodeTypeName
 
 HELD_PHASES = {NodePhase.INTENDED, NodePhase.LAUNCHED, NodePhase.RUNNING}
@@ -53,14 +53,22 @@ def check_site_room(
             )
 
 
-def check_budget(
-    settings: ProviderSettings, open_nodes: Sequence[NodeRecord], intents: Sequence[Intent]
-) -> None:
-    """Raise BudgetExceededError if the intents would commit too much money per hour."""
-    verdict = decide_launch(
-        committed=committed_prices(open_nodes),
-        asked=[intent.usd_per_hour for intent in intents],
-        limit_usd_per_hour=settings.limits.usd_per_hour,
+def money_limits(limits: Limits) -> MoneyLimits:
+    """Return the settings' limits of money as decisions take them."""
+    return MoneyLimits(
+        usd_per_hour=limits.usd_per_hour,
+        usd_per_day=limits.usd_per_day,
+        usd_per_month=limits.usd_per_month,
+        soft_ratio=Decimal(str(limits.soft_ratio)),
+        lease_s_min=limits.lease_s_min,
+    )
+
+
+def check_budget(settings: ProviderSettings, books: Books, intents: Sequence[Intent]) -> None:
+    """Raise BudgetExceededError if the intents would cost more than an hour, day or month may."""
+    verdict = decide_spend(
+        budget_status(books.spend, money_limits(settings.limits)),
+        [intent.usd_per_hour for intent in intents],
     )
     if not verdict.is_allowed:
         raise BudgetExceededError(f"the launch must stay within budget; got: {verdict.reason}.")

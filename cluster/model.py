@@ -128,7 +128,10 @@ class NodeRecord:
     """A node as the ledger remembers it. `usd_per_hour` None = unknown, never free.
 
     `tags` are Ray's (node kind, status, launch request, ...), kept word for word. `owner` is who
-    launches or ends it (see `cluster.owner`); `changed_s` is when its phase last changed.
+    launches or ends it (see `cluster.owner`); `changed_s` is when its phase last changed. Its site
+    charges from `launched_s` (None = it didn't say: from `intended_s`) to `ended_s` (None = it may
+    still charge, or, of a closed node, it never ran). `fence` is the lease it was launched under.
+    All times are wall time.
     """
 
     node_id: NodeId
@@ -144,6 +147,11 @@ class NodeRecord:
     changed_s: float
     closed_s: float | None = None
     closed_why: str | None = None
+    launched_s: float | None = None
+    ended_s: float | None = None
+    offering: str | None = None
+    cordon: Cordon | None = None
+    fence: int | None = None
 
 
 def merge_tags(held: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, str]:

@@ -37,7 +37,7 @@ from cluster.errors import (
     LaunchRefusedError,
     NodeNotFoundError,
 )
-from cluster.ledger import Intent, Ledger
+from cluster.ledger import Books, Intent, Ledger
 from cluster.limits import check_budget, check_single_head, check_site_room, price_of_type
 from cluster.model import (
     ClusterName,
@@ -265,13 +265,13 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
             node_config=intent.node_config,
         )
 
-    def _check(self, intents: Sequence[Intent]) -> Callable[[Sequence[NodeRecord]], None]:
+    def _check(self, intents: Sequence[Intent]) -> Callable[[Books], None]:
         """Return the check of the limits that runs while the ledger is locked."""
 
-        def check(open_nodes: Sequence[NodeRecord]) -> None:
-            check_single_head(open_nodes, intents)
-            check_site_room(self._settings, open_nodes, intents)
-            check_budget(self._settings, open_nodes, intents)
+        def check(books: Books) -> None:
+            check_single_head(books.open_nodes, intents)
+            check_site_room(self._settings, books.open_nodes, intents)
+            check_budget(self._settings, books, intents)
 
         return check
 

@@ -1,4 +1,4 @@
-"""The relational store behind the ledger: tables, engine, transactions.
+"""The relational store behind the ledger: engine, schema version, transactions.
 
 SQLite serves while every writer is on one machine. A writing transaction takes the lock when it
 begins, so what it reads stays true until it commits, in every process that shares the file.
@@ -9,60 +9,37 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Engine, Float, String, create_engine, event, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
 from cluster.errors import StateError
+from cluster.store_migration import migrate
+from cluster.store_tables import SCHEMA_VERSION
 
-_SCHEMA_VERSION = 1
 _BUSY_TIMEOUT_S = 5.0
 _READS_ONLY = "tidegate_reads_only"
 
 
-class Base(DeclarativeBase):
-    """Base of all tables."""
-
-
-class NodeRow(Base):
-    """One node, from its intent to its end. Closed rows stay: they are the record of spend."""
-
-    __tablename__ = "nodes"
-
-    node_id: Mapped[str] = mapped_column(String, primary_key=True)
-    site: Mapped[str] = mapped_column(String, index=True)
-    node_type: Mapped[str]
-    phase: Mapped[str] = mapped_column(String, index=True)
-    is_head: Mapped[bool]
-    # Money as text: SQLite has no decimals, and floats would round prices.
-    usd_per_hour: Mapped[str | None]
-    tags: Mapped[dict[str, str]] = mapped_column(JSON)
-    node_config: Mapped[dict[str, Any]] = mapped_column(JSON)
-    address: Mapped[str | None]
-    owner: Mapped[str]
-    intended_s: Mapped[float] = mapped_column(Float)
-    changed_s: Mapped[float] = mapped_column(Float)
-    closed_s: Mapped[float | None] = mapped_column(Float)
-    closed_why: Mapped[str | None]
-
-
 class Store:
-    """One database file and its transactions. Safe to use from many threads and processes."""
+    """One database file and its transactions. Safe to use from many threads and processes.
 
-    def __init__(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    One that only reads never makes or changes the file.
+    """
+
+    def __init__(self, file: Path, *, reads_only: bool = False) -> None:
         self._file = file
-        self._engine = create_engine(f"sqlite:///{file}", connect_args={"timeout": _BUSY_TIMEOUT_S})
-        _take_lock_when_transaction_begins(self._engine)
+        self._reads_only = reads_only
+        self._engine = _open_reader(file) if reads_only else _open_writer(file)
         with self._explain_errors():
-            self._create_tables()
+            self._settle_schema()
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """Open a transaction that holds the write lock and commits unless its body raises.
 
         Raises:
-            StateError: the file is locked for too long, damaged or gone.
+            StateError: the file is locked for too long, damaged or gone, or opened to read only.
         """
         with self._explain_errors(), Session(self._engine) as session, session.begin():
             yield session
@@ -82,17 +59,26 @@ class Store:
         """Close all connections."""
         self._engine.dispose()
 
-    def _create_tables(self) -> None:
+    def _settle_schema(self) -> None:
+        with self.snapshot() as session:
+            version = session.execute(text("PRAGMA user_version")).scalar_one()
+        if version > SCHEMA_VERSION:
+            raise StateError(
+                f"{self._file} must have schema version {SCHEMA_VERSION} or less; got {version}. "
+                "It was written by a newer release: use that one, or move the file away."
+            )
+        if version == SCHEMA_VERSION:
+            return
+        if self._reads_only:
+            raise StateError(
+                f"{self._file} must have schema version {SCHEMA_VERSION}; got {version}. "
+                "The cluster's own `ray up` or autoscaler brings it up to date when it starts."
+            )
         with self._engine.begin() as connection:
+            # Read again under the lock: another process may have been faster.
             version = connection.execute(text("PRAGMA user_version")).scalar_one()
-            if version not in (0, _SCHEMA_VERSION):
-                raise StateError(
-                    f"{self._file} must have schema version {_SCHEMA_VERSION}; got {version}. "
-                    "It was written by another release: use that one, or move the file away."
-                )
-            if version == 0:
-                Base.metadata.create_all(connection)
-                connection.execute(text(f"PRAGMA user_version = {_SCHEMA_VERSION}"))
+            migrate(connection, version=version)
+            connection.execute(text(f"PRAGMA user_version = {SCHEMA_VERSION}"))
 
     @contextmanager
     def _explain_errors(self) -> Iterator[None]:
@@ -101,6 +87,26 @@ class Store:
         except SQLAlchemyError as exc:
             cause = getattr(exc, "orig", exc)
             raise StateError(f"{self._file} must be a usable ledger; got: {cause}.") from exc
+
+
+def _open_writer(file: Path) -> Engine:
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    engine = create_engine(f"sqlite:///{file}", connect_args={"timeout": _BUSY_TIMEOUT_S})
+    _take_lock_when_transaction_begins(engine)
+    return engine
+
+
+def _open_reader(file: Path) -> Engine:
+    if not file.exists():
+        raise StateError(
+            f"{file} must be the ledger of a cluster; there is no such file. "
+            "`ray up` makes it: check provider.state_dir and the cluster's name."
+        )
+    # mode=ro makes SQLite itself refuse to write, whatever this process is told to do.
+    url = f"sqlite:///file:{file}?mode=ro&uri=true"
+    engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
+    _take_lock_when_transaction_begins(engine)
+    return engine
 
 
 def _take_lock_when_transaction_begins(engine: Engine) -> None:

@@ -1,5 +1,5 @@
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cluster.errors import NodeNotFoundError, SiteFullError, StateError
-from cluster.ledger import Intent, Ledger
-from cluster.model import NodeId, NodePhase, NodeRecord, NodeTypeName, SiteName
+from cluster.ledger import Books, Intent, Ledger
+from cluster.model import NodeId, NodePhase, NodeTypeName, SiteName
 from cluster.owner import close_owner, is_alive, open_owner
 
 INTENT = Intent(
@@ -25,7 +25,7 @@ INTENT = Intent(
 )
 
 
-def accept_all(_open_nodes: Sequence[NodeRecord]) -> None:
+def accept_all(_books: Books) -> None:
     return None
 
 
@@ -48,7 +48,7 @@ def test_an_intent_survives_the_process_that_wrote_it(tmp_path: Path) -> None:
 
 
 def test_intents_are_written_all_or_none(ledger: Ledger) -> None:
-    def refuse(_open_nodes: Sequence[NodeRecord]) -> None:
+    def refuse(_books: Books) -> None:
         raise SiteFullError("full")
 
     with pytest.raises(SiteFullError):
@@ -59,8 +59,8 @@ def test_intents_are_written_all_or_none(ledger: Ledger) -> None:
 def test_two_launches_at_once_cannot_both_take_the_last_room(tmp_path: Path) -> None:
     """Eight threads, each with a ledger of its own, ask for one of three places."""
 
-    def check(open_nodes: Sequence[NodeRecord]) -> None:
-        if len(open_nodes) >= 3:
+    def check(books: Books) -> None:
+        if len(books.open_nodes) >= 3:
             raise SiteFullError("full")
 
     def launch(number: int) -> None:
