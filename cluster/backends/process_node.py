@@ -25,13 +25,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cluster.backends.node_environment import build_common_environment, build_ray_start_arguments
 from cluster.config import PortSettings
 from cluster.errors import NoCapacityError, StateError
 from cluster.model import ClusterName, LaunchSpec, NodeId, NodeTypeName, SiteName
-from cluster.processes import KEEP_MARKS_READABLE, MARK_CLUSTER, MARK_NODE, MARK_REPLICA
+from cluster.processes import MARK_REPLICA
 
 _SLOTS_MAX = 100
-_PORTS_PER_NODE = 10
 
 # What a node takes from the environment of whoever starts it. Anything else (credentials above
 # all) stays behind, as it would on a machine of its own.
@@ -238,27 +238,21 @@ class NodeFolder:
             "PATH": _build_path(self.path / "bin", outside.get("PATH", os.defpath)),
             "HOME": str(self.home),
             "TMPDIR": str(short / "tmp"),
-            MARK_CLUSTER: self.cluster.cluster,
-            MARK_NODE: self.node_id,
-            **KEEP_MARKS_READABLE,
-            "RAY_USAGE_STATS_ENABLED": "0",
+            **build_common_environment(self.cluster.ports, instance.spec, address=instance.address),
             "HF_HUB_OFFLINE": "1",
             "AWS_EC2_METADATA_DISABLED": "true",
             # Workers started ahead of need cost a shared machine more than they save.
             "RAY_enable_worker_prestart": "0",
             "RAY_prestart_worker_first_driver": "0",
-            "RAY_START_HOOK": "cluster.backends.ray_start_hook.close_client_server",
-            "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.cluster.token_file),
             # Ray's temporary folder is the folder `ray` inside of this one.
             "RAY_TMPDIR": str(short),
             "TIDEGATE_RAY_TMP": str(short / "ray"),
-            "TIDEGATE_NODE_IP": instance.address,
-            **_build_cluster_ports(self.cluster.ports),
-            "TIDEGATE_RAY_START_ARGS": _build_ray_start_arguments(self.cluster.ports, instance),
+            "TIDEGATE_RAY_START_ARGS": build_ray_start_arguments(
+                self.cluster.ports, slot=instance.slot, worker_port=None
+            ),
             # Serve adds a node id to this folder, and HAProxy takes 97 characters for its socket.
             **_build_haproxy_files(short / "h"),
-            **_build_ray_address(self.cluster.ports, instance),
             **extra,
         }
 
@@ -293,41 +287,6 @@ def _build_path(own: Path, outside: str) -> str:
         if part and part != python and nodes_of_this_kind not in Path(part).parents
     ]
     return os.pathsep.join([str(own), python, *rest])
-
-
-def _build_cluster_ports(ports: PortSettings) -> dict[str, str]:
-    """Return the cluster's ports as commands see them, and where Ray reads them itself."""
-    named = {f"TIDEGATE_PORT_{name.upper()}": str(port) for name, port in ports}
-    return {
-        **named,
-        "AUTOSCALER_METRIC_PORT": str(ports.autoscaler_metrics),
-        "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.proxy_metrics),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.proxy_stats),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.proxy_fallback),
-    }
-
-
-def _build_ray_address(ports: PortSettings, instance: ProcessInstance) -> dict[str, str]:
-    """Return the address for commands on the head: Ray would look for any cluster around here."""
-    return {"RAY_ADDRESS": f"{instance.address}:{ports.gcs}"} if instance.spec.is_head else {}
-
-
-def _build_ray_start_arguments(ports: PortSettings, instance: ProcessInstance) -> str:
-    """Return the node's own ports as arguments of `ray start`."""
-    first = ports.nodes + instance.slot * _PORTS_PER_NODE
-    options = {
-        "node-manager-port": first,
-        "object-manager-port": first + 1,
-        "metrics-export-port": first + 2,
-        "dashboard-agent-listen-port": first + 3,
-        "dashboard-agent-grpc-port": first + 4,
-        "runtime-env-agent-port": first + 5,
-        # Workers of several raylets would fight over one range: the system hands these out.
-        "min-worker-port": 0,
-        "max-worker-port": 0,
-    }
-    return " ".join(f"--{name}={port}" for name, port in options.items())
 
 
 def _build_haproxy_files(folder: Path) -> dict[str, str]:

@@ -1,0 +1,180 @@
+"""Real SSH servers on loopback ports, each with a home of its own: machines, as far as SSH sees."""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cluster.backends import ssh_access
+
+USER = pwd.getpwuid(os.geteuid()).pw_name
+
+_CONFIG = """\
+Port {port}
+ListenAddress 127.0.0.1
+HostKey {folder}/host_key
+PidFile none
+AuthorizedKeysFile {folder}/authorized_keys
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitRootLogin prohibit-password
+PermitUserRC no
+PrintMotd no
+PrintLastLog no
+MaxStartups 100
+MaxSessions 100
+SetEnv HOME={home} TIDEGATE_RAY_TMP={folder}/ray
+"""
+
+
+@dataclass
+class SshdHost:
+    """One SSH server. `address` differs between hosts; all of them are this machine."""
+
+    folder: Path
+    port: int
+    key: Path
+    address: str = "127.0.0.1"
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    @property
+    def claim_file(self) -> Path:
+        return self.home / ".tidegate" / "claim.json"
+
+    @property
+    def ray_folder(self) -> Path:
+        return self.folder / "ray"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "sshd.log"
+
+    def write(self) -> None:
+        """Make its home, host key and configuration."""
+        self.home.mkdir(parents=True)
+        make_key(self.folder / "host_key")
+        shutil.copy(self.key.with_suffix(".pub"), self.folder / "authorized_keys")
+        self.write_config()
+
+    def write_config(self, *more: str) -> None:
+        text = _CONFIG.format(port=self.port, folder=self.folder, home=self.home)
+        (self.folder / "sshd_config").write_text(text + "".join(f"{line}\n" for line in more))
+
+    def start(self) -> None:
+        """Start it and wait until it listens, 5 s at most."""
+        command = [shutil.which("sshd") or "/usr/sbin/sshd", "-D", "-e", "-f"]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, str(self.folder / "sshd_config")],
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline_s = time.monotonic() + 5
+        while True:
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            assert time.monotonic() < deadline_s, self.log.read_text()
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Stop it and its sessions: the machine no longer answers. Idempotent."""
+        if self.process is not None:
+            for pid in [*_list_descendants(self.process.pid), self.process.pid]:
+                _send(pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+    def freeze(self) -> None:
+        """Keep the port open and answer nothing, as a machine that hangs does."""
+        self._send_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._send_all(signal.SIGCONT)
+
+    def _send_all(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        for pid in [self.process.pid, *_list_descendants(self.process.pid)]:
+            _send(pid, number)
+
+
+@contextmanager
+def open_hosts(folder: Path, count: int) -> Iterator[list[SshdHost]]:
+    """Start some servers, and stop them by id at the end."""
+    key = folder / "client_key"
+    make_key(key)
+    with ExitStack() as stack:
+        hosts = []
+        for number in range(count):
+            host = SshdHost(folder / f"host{number + 1}", _find_port(), key)
+            host.folder.mkdir()
+            host.write()
+            stack.callback(host.stop)
+            host.start()
+            hosts.append(host)
+        yield hosts
+
+
+def skip_without_sshd() -> None:
+    """Skip where there is no SSH server to start."""
+    for program in ("sshd", "ssh", "rsync", "flock"):
+        if shutil.which(program) is None and not Path("/usr/sbin", program).exists():
+            pytest.skip(f"{program} isn't installed: apt-get install openssh-server rsync")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+
+
+def remove_ssh_folder(state_dir: Path) -> None:
+    """Remove what our ssh calls keep outside of a test's folder, for short socket paths."""
+    shutil.rmtree(ssh_access.locate_socket_folder(state_dir), ignore_errors=True)
+
+
+def make_key(file: Path) -> None:
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(file)],
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def _find_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port: int = server.getsockname()[1]
+        return port
+
+
+def _list_descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            if parent == pid:
+                found += [int(entry.name), *_list_descendants(int(entry.name))]
+    return found
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
