@@ -25,12 +25,15 @@ def explain(content: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-def test_every_mistake_of_a_file_is_reported_at_once_with_key_rule_value_and_fix() -> None:
-    file = GOLDEN / "many_mistakes.yaml"
+@pytest.mark.parametrize("name", ["many_mistakes", "remote_mistakes"])
+def test_every_mistake_of_a_file_is_reported_at_once_with_key_rule_value_and_fix(
+    name: str,
+) -> None:
+    file = GOLDEN / f"{name}.yaml"
     with pytest.raises(ConfigError) as caught:
         load_cluster_file(file)
-    expected = (GOLDEN / "many_mistakes.txt").read_text(encoding="utf-8")
-    assert str(caught.value).replace(str(file), "many_mistakes.yaml") + "\n" == expected
+    expected = (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
+    assert str(caught.value).replace(str(file), f"{name}.yaml") + "\n" == expected
 
 
 def test_a_valid_file_gives_node_types_with_site_price_and_counts(
