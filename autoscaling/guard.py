@@ -11,13 +11,38 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal
 
-from cluster.budget import UsdPerHour, decide_launch
+from cluster.budget import (
+    BudgetStatus,
+    BudgetVerdict,
+    UsdPerHour,
+    decide_launch,
+    decide_spend,
+    sum_prices,
+)
 from cluster.model import Market
 
-LimitName = Literal["type", "site", "cluster", "usd_per_hour", "launches_per_tick"]
+LimitName = Literal[
+    "type",
+    "site",
+    "cluster",
+    "sold_out",
+    "credentials",
+    "usd_per_hour",
+    "usd_per_day",
+    "usd_per_month",
+    "launches_per_tick",
+]
 
 _MARKET_ORDER: tuple[Market, ...] = ("owned", "reserved", "spot", "on_demand")
 _ZERO = Decimal(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Why a site isn't asked for a type now, in words for a person, and until when."""
+
+    limit: Literal["sold_out", "credentials"]
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +50,8 @@ class Offer:
     """A node type as a decision sees it.
 
     `usd_per_hour` None = unknown, and then never launched where money is limited. `doubt` says why
-    the type is tried last in its market (it recently failed to join), None = no doubt.
+    the type is tried last in its market (it recently failed to join), None = no doubt. `held` says
+    why its site isn't asked for it at all now; None = it may be asked.
     """
 
     name: str
@@ -37,6 +63,7 @@ class Offer:
     nodes_min: int = 0
     nodes_max: int = 0
     doubt: str | None = None
+    held: Held | None = None
 
     @property
     def is_owned(self) -> bool:
@@ -52,12 +79,17 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may exist at once and what may be started per tick. None = no limit of that kind."""
+    """What may exist at once and what may be started per tick. None = no limit of that kind.
+
+    `usd_per_hour_max` is for the nodes that the decision sees; `budget` is how much of the limits
+    per hour, day and month the ledger says is used.
+    """
 
     launches_per_tick: int
     site_nodes_max: Mapping[str, int] = field(default_factory=dict)
     cluster_nodes_max: int | None = None
     usd_per_hour_max: Decimal | None = None
+    budget: BudgetStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +103,15 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """Nodes that exist or are planned, and what they cost together."""
+    """Nodes that exist or are planned, and what they cost together.
+
+    `planned_usd_per_hour` is the price of those that are only planned; None = unknown.
+    """
 
     by_type: Mapping[str, int]
     by_site: Mapping[str, int]
     prices: Sequence[UsdPerHour]
+    planned_usd_per_hour: UsdPerHour = _ZERO
 
     @property
     def nodes(self) -> int:
@@ -109,22 +145,28 @@ def market_rank(market: Market) -> int:
     return _MARKET_ORDER.index(market)
 
 
-def count_holdings(offers: Mapping[str, Offer], node_types: Iterable[str]) -> Holdings:
-    """Return what nodes of these types add up to.
+def count_holdings(
+    offers: Mapping[str, Offer], node_types: Iterable[str], *, planned: Iterable[str] = ()
+) -> Holdings:
+    """Return what nodes of these types add up to, those only planned included.
 
     A type that is no longer offered has no site here and an unknown price; it fills the cluster.
     """
-    names = list(node_types)
+    new = list(planned)
+    names = [*node_types, *new]
     known = [offers[name] for name in names if name in offers]
     return Holdings(
         by_type=Counter(names),
         by_site=Counter(offer.site for offer in known),
         prices=[offer.usd_per_hour for offer in known] + [None] * (len(names) - len(known)),
+        planned_usd_per_hour=sum_prices([offers[name].usd_per_hour for name in new]),
     )
 
 
 def find_refusal(offer: Offer, holdings: Holdings, limits: Limits) -> Refusal | None:
     """Return the limit that one more node of this type would break, None if there is none."""
+    if offer.held is not None:
+        return Refusal(offer.held.limit, offer.name, f"{offer.name} {offer.held.text}")
     of_type = holdings.by_type.get(offer.name, 0)
     if of_type >= offer.nodes_max:
         return Refusal("type", offer.name, _say_full(offer.name, of_type, offer.nodes_max))
@@ -154,28 +196,37 @@ def admit(
     launches: list[Launch] = []
     refusals: list[Refusal] = []
     for launch in planned:
-        refusal = find_refusal(offers[launch.node_type], count_holdings(offers, existing), limits)
+        admitted = [other.node_type for other in launches]
+        holdings = count_holdings(offers, existing, planned=admitted)
+        refusal = find_refusal(offers[launch.node_type], holdings, limits)
         if refusal is None and len(launches) >= limits.launches_per_tick:
             refusal = _refuse_tick(launch.node_type, limits)
         if refusal is None:
             launches.append(launch)
-            existing.append(launch.node_type)
         else:
             refusals.append(refusal)
     return Admission(tuple(launches), tuple(refusals))
 
 
 def _find_money_refusal(offer: Offer, holdings: Holdings, limits: Limits) -> Refusal | None:
-    if limits.usd_per_hour_max is None:
+    if offer.usd_per_hour == 0:
         return None
-    verdict = decide_launch(
-        committed=holdings.prices,
-        asked=[offer.usd_per_hour],
-        limit_usd_per_hour=limits.usd_per_hour_max,
-    )
-    if verdict.is_allowed:
+    verdicts: list[BudgetVerdict] = []
+    if limits.usd_per_hour_max is not None:
+        verdict = decide_launch(
+            committed=holdings.prices,
+            asked=[offer.usd_per_hour],
+            limit_usd_per_hour=limits.usd_per_hour_max,
+        )
+        verdicts.append(verdict)
+    if limits.budget is not None:
+        asked = [holdings.planned_usd_per_hour, offer.usd_per_hour]
+        verdicts.append(decide_spend(limits.budget, asked))
+    refused = next((verdict for verdict in verdicts if not verdict.is_allowed), None)
+    if refused is None:
         return None
-    return Refusal("usd_per_hour", offer.name, f"one more {offer.name}: {verdict.reason}")
+    text = f"one more {offer.name}: {refused.reason}"
+    return Refusal(refused.limit or "usd_per_hour", offer.name, text)
 
 
 def _refuse_tick(name: str, limits: Limits) -> Refusal:

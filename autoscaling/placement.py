@@ -26,13 +26,16 @@ class Situation:
     """Everything one placement may know.
 
     `leaving` holds the types of nodes on their way out: they take no demand, and still fill a place
-    and cost money. `reservation` is capacity that must exist whether used or not, measured on whole
-    nodes (Ray's `request_resources`).
+    and cost money; what only they stand in the way of waits for them. `retiring` holds those of
+    nodes that take no more demand and may stay for long (cordoned, or with a notice): what they
+    stand in the way of goes to the next tier. `reservation` is capacity that must exist whether
+    used or not, measured on whole nodes (Ray's `request_resources`).
     """
 
     offers: tuple[Offer, ...]
     nodes: tuple[Node, ...] = ()
     leaving: tuple[str, ...] = ()
+    retiring: tuple[str, ...] = ()
     demands: tuple[Demand, ...] = ()
     reservation: Demand | None = None
 
@@ -69,13 +72,14 @@ def plan_placement(situation: Situation, limits: Limits) -> Placement:
     passes = _plan_passes(situation.offers)
 
     whole = [with_changes(node, free=node.total) for node in situation.nodes]
-    reserved = Packing(whole, offers=offers, limits=limits)
+    retiring = situation.retiring
+    reserved = Packing(whole, offers=offers, limits=limits, retiring=retiring)
     refusals = _launch_minimum(reserved, situation)
     reservation = [] if situation.reservation is None else [situation.reservation]
     for rules in passes:
         reservation = reserved.place_all(reservation, rules)
 
-    packing = Packing(situation.nodes, offers=offers, limits=limits)
+    packing = Packing(situation.nodes, offers=offers, limits=limits, retiring=retiring)
     for launch in reserved.launches:
         packing.launch(offers[launch.node_type], launch.cause)
     left = sorted(situation.demands, key=_rank_demand)
@@ -85,7 +89,11 @@ def plan_placement(situation: Situation, limits: Limits) -> Placement:
     admission = admit(
         packing.launches,
         offers=offers,
-        existing_types=[*(node.node_type for node in situation.nodes), *situation.leaving],
+        existing_types=[
+            *(node.node_type for node in situation.nodes),
+            *situation.leaving,
+            *situation.retiring,
+        ],
         limits=limits,
     )
     feasible, infeasible = _split_feasible(left, situation)

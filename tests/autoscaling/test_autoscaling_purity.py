@@ -6,13 +6,24 @@ from pathlib import Path
 
 _TESTS = Path(__file__).parents[1]
 _DECISIONS = (
-    "demand guard observation packing placement record replicas snapshot stability".split()  # noqa: SIM905 - reads better than nine quoted names
+    "demand",
+    "facts",
+    "guard",
+    "observation",
+    "packing",
+    "placement",
+    "record",
+    "releases",
+    "replicas",
+    "snapshot",
+    "stability",
 )
 _TESTED = (
     ("autoscaling", "guard"),
     ("autoscaling", "observation"),
     ("autoscaling", "placement"),
     ("autoscaling", "record"),
+    ("autoscaling", "releases"),
     ("autoscaling", "replicas"),
     ("cluster", "budget"),
     ("deployments", "admission"),

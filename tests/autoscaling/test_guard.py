@@ -1,11 +1,13 @@
 """What the guard lets through, and what it says when a limit binds."""
 
+from dataclasses import replace
 from decimal import Decimal
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscaling.guard import Launch, Limits, Offer, admit, count_holdings, find_refusal
+from autoscaling.guard import Held, Launch, Limits, Offer, admit, count_holdings, find_refusal
+from cluster.budget import BudgetStatus, MoneyLimits, SpendNow, budget_status
 
 CLOUD = Offer(
     name="cloud",
@@ -65,6 +67,40 @@ def test_each_limit_is_named_when_it_binds() -> None:
     assert full.refusals[0].text == "site onprem is full: 1 of 1 nodes"
     whole = admit(launches(["cloud"]), offers=OFFERS, existing_types=["gone"] * 3, limits=limits)
     assert whole.refusals[0].text == "the cluster is full: 3 of 3 nodes"
+
+
+def budget_of(*, spent_usd: str, limit_usd: str) -> BudgetStatus:
+    """A day at its first second; a launch adds its price for a lease of half an hour."""
+    limits = MoneyLimits(usd_per_day=Decimal(limit_usd), lease_s_min=1800.0)
+    return budget_status(SpendNow(now_s=0.0, day_usd=Decimal(spent_usd)), limits)
+
+
+def test_a_day_takes_what_its_rest_can_pay_for_the_length_of_a_lease() -> None:
+    """8.5 $ of 10 are spent; a node costs 1.861/2 = 0.93 $ for its lease: one fits, two don't."""
+    limits = Limits(launches_per_tick=9, budget=budget_of(spent_usd="8.5", limit_usd="10"))
+    planned = launches(["cloud", "cloud", "onprem"])
+    found = admit(planned, offers=OFFERS, existing_types=[], limits=limits)
+    assert found.launches == (Launch("cloud"), Launch("onprem"))
+    (refusal,) = found.refusals
+    assert refusal.limit == "usd_per_day"
+    assert "8.50 $ are spent and 10.36 $ would be" in refusal.text
+
+
+def test_a_spent_day_stops_the_cloud_and_never_an_owned_node() -> None:
+    limits = Limits(launches_per_tick=9, budget=budget_of(spent_usd="11", limit_usd="10"))
+    found = admit(launches(["cloud", "onprem"]), offers=OFFERS, existing_types=[], limits=limits)
+    assert found.launches == (Launch("onprem"),)
+
+
+def test_a_held_type_is_refused_with_what_its_site_said() -> None:
+    held = Held("sold_out", "is sold out until 12:00:00 UTC: InsufficientInstanceCapacity")
+    refusal = find_refusal(
+        replace(CLOUD, held=held), count_holdings({}, []), Limits(launches_per_tick=9)
+    )
+    assert refusal is not None
+    assert refusal.limit == "sold_out"
+    expected = "cloud is sold out until 12:00:00 UTC: InsufficientInstanceCapacity"
+    assert refusal.text == expected
 
 
 @given(

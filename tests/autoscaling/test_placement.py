@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoscaling.demand import Bundle, Demand, Node, Strategy, Term
-from autoscaling.guard import Launch, Limits, Offer
+from autoscaling.guard import Held, Launch, Limits, Offer
 from autoscaling.placement import Placement, Situation, plan_placement
 
 NO_LIMITS = Limits(launches_per_tick=100)
@@ -143,6 +143,34 @@ def test_a_type_whose_nodes_do_not_join_is_tried_last_in_its_market() -> None:
     clouds = (cloud("spot", market="spot", doubt=doubt), cloud(doubt=doubt), cloud("other"))
     assert types(place(task(), offers=clouds).launches) == ("spot",)
     assert types(place(task(), offers=clouds[1:]).launches) == ("other",)
+
+
+def test_a_sold_out_type_is_passed_over_for_the_next_tier_in_the_same_tick() -> None:
+    held = Held("sold_out", "is sold out until 12:00:00 UTC: InsufficientInstanceCapacity")
+    spot = cloud("spot", market="spot", held=held)
+    found = place(task(), offers=(spot, cloud()))
+    assert types(found.launches) == ("cloud",)
+    alone = place(task(), offers=(spot,))
+    assert types(alone.launches) == ()
+    (refusal,) = alone.waiting[0].refusals
+    assert refusal.limit == "sold_out"
+
+
+def test_a_cordoned_node_fills_its_place_and_what_it_blocks_goes_to_the_next_tier() -> None:
+    """The one on-prem host is cordoned: the task goes on. A leaving node would be waited for."""
+    offers = (offer(nodes_max=1), cloud())
+    asked = Situation(offers=offers, demands=(task(),))
+    assert types(plan_placement(replace(asked, retiring=("onprem",)), NO_LIMITS).launches) == (
+        "cloud",
+    )
+    assert types(plan_placement(replace(asked, leaving=("onprem",)), NO_LIMITS).launches) == ()
+
+
+def test_a_retiring_node_still_costs_money() -> None:
+    """1.5 of 2 USD/h are committed to a node that takes no more work: no second one fits."""
+    limits = replace(NO_LIMITS, usd_per_hour_max=Decimal(2))
+    situation = Situation(offers=(cloud(),), retiring=("cloud",), demands=(task(),))
+    assert types(plan_placement(situation, limits).launches) == ()
 
 
 def test_work_without_an_accelerator_leaves_accelerators_free() -> None:
