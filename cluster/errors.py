@@ -6,6 +6,7 @@
     ├── NotLeaderError       another autoscaler acts; this one only watches
     ├── LaunchRefusedError   we decided not to launch; nothing was started
     │   ├── SiteFullError         the site holds as many nodes as it may
+    │   ├── SiteNotListedError    what runs at the site isn't known yet
     │   ├── HeadExistsError       the cluster has a head already
     │   └── BudgetExceededError   the launch would commit more money per hour than allowed
     └── BackendError         a site's machinery failed
@@ -46,6 +47,12 @@ class SiteFullError(LaunchRefusedError):
     """The site holds as many nodes as it may."""
 
     category = "SiteFull"
+
+
+class SiteNotListedError(LaunchRefusedError):
+    """What runs at the site isn't known yet; what is asked for may run there already."""
+
+    category = "SiteNotListed"
 
 
 class HeadExistsError(LaunchRefusedError):

@@ -33,6 +33,11 @@ def is_alive(owner: str) -> bool:
     return int(pid) != os.getpid() or owner in _live_here
 
 
+def is_of_this_machine(owner: str) -> bool:
+    """Return whether an owner works on this machine, and since its last start."""
+    return owner.partition("/")[0] == _read_boot_id()
+
+
 def _process_name(pid: int) -> str | None:
     """Return boot id, pid and start time, which no other process ever has; None for no process."""
     try:
@@ -41,5 +46,8 @@ def _process_name(pid: int) -> str | None:
         return None
     # The name in parentheses may hold spaces; the start time is the 20th field behind it.
     started = status.rpartition(")")[2].split()[19]
-    boot_id = _BOOT_ID_FILE.read_text(encoding="ascii").strip()
-    return f"{boot_id}/{pid}/{started}"
+    return f"{_read_boot_id()}/{pid}/{started}"
+
+
+def _read_boot_id() -> str:
+    return _BOOT_ID_FILE.read_text(encoding="ascii").strip()

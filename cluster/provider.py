@@ -4,14 +4,20 @@ Ray loads it by name from the cluster file (`provider.type: external`), on the o
 for `ray up` and `ray down`, and in the autoscaler on the head. Questions are answered from the
 ledger and orders are queued for their site's thread, so every call returns at once. Limits are
 enforced here a last time, because everything that launches a node comes through here.
+
+Each of the two machines has a ledger of its own. What both must know (which nodes there are, their
+tags, cordons) is at the sites. On the head, the ledger is the truth and nothing ever waits. On the
+operator's machine it is only rebuilt from the sites, so the first question waits for them.
 """
 
+import atexit
 import logging
 import secrets
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 from ray.autoscaler.node_launch_exception import NodeLaunchException
@@ -23,24 +29,27 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from cluster.backend_settings import FakeBackendSettings, ProcessBackendSettings
-from cluster.backends.contract import CommandRunner, NodeBackend
-from cluster.backends.fake import FakeBackend
-from cluster.backends.process import ProcessBackend
-from cluster.config import (
-    ProviderSettings,
-    parse_cluster_config,
-    parse_provider_section,
-)
+from cluster.backend_settings import SshBackendSettings
+from cluster.backends.contract import CommandRunner, KeepsHosts, NodeBackend
+from cluster.backends.open import open_backend, write_token
+from cluster.boot_watch import WatchedRunner
+from cluster.config import parse_cluster_config, parse_provider_section
 from cluster.errors import (
+    BackendError,
     ConfigError,
     LaunchRefusedError,
     NodeNotFoundError,
+    NotLeaderError,
+    SiteNotListedError,
 )
+from cluster.head_copy import build_head_copy, is_for_head, note_operator_key
 from cluster.ledger import Books, Intent, Ledger
 from cluster.limits import check_budget, check_single_head, check_site_room, price_of_type
 from cluster.model import (
+    TAG_CORDON,
+    BootStage,
     ClusterName,
+    Cordon,
     LaunchSpec,
     NodeId,
     NodePhase,
@@ -49,12 +58,26 @@ from cluster.model import (
     SiteName,
 )
 from cluster.owner import close_owner, open_owner
-from cluster.site_worker import Launch, SiteWorker, Terminate
+from cluster.site_reconcile import Conduct
+from cluster.site_thread import SiteThread
+from cluster.site_wait import ANSWER_S_MAX, wait_for_looks
+from cluster.site_worker import Launch, SetTags, Terminate
+from cluster.sites import list_prices, open_sites
 
 logger = logging.getLogger(__name__)
 
-_POLL_S = 1.0
+_FLUSH_S_MAX = 15.0
+_SILENT_S_MAX = 30.0
+_TAG_FENCE = "tidegate-fence"
 _LISTED_PHASES = {NodePhase.INTENDED, NodePhase.LAUNCHED, NodePhase.RUNNING}
+
+
+class Fence(Protocol):
+    """The lease as launches and terminations need it (see `cluster.lease`)."""
+
+    @property
+    def token(self) -> int | None:
+        """Return the lease's token while it is held, None once it is lost."""
 
 
 class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
@@ -66,36 +89,46 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
         cluster_name: str,
         *,
         backends: Mapping[SiteName, NodeBackend] | None = None,
-        poll_s: float = _POLL_S,
+        poll_s: float | None = None,
+        answer_s_max: float = ANSWER_S_MAX,
     ) -> None:
         super().__init__(provider_config, cluster_name)
         self._settings = parse_provider_section(provider_config)
+        self._is_on_head = is_for_head(provider_config)
         self._cluster = ClusterName(cluster_name)
+        self._answer_s_max = answer_s_max
+        self._fence: Fence | None = None
         state_dir = Path(self._settings.state_dir).expanduser()
         # Opening the ledger is the replay: open intents of earlier processes are listed from the
         # first call on, as pending nodes, and their site's thread finds out what became of them.
         self._ledger = Ledger(state_dir / cluster_name / "ledger.db")
+        self._ledger.set_missing_prices(list_prices(self._settings))
         self._owner = open_owner()
-        self._workers = {
-            site: SiteWorker(
-                site,
-                backend=backend,
-                ledger=self._ledger,
+        self._sites = open_sites(
+            self._settings,
+            backends or self._open_backends(state_dir),
+            ledger=self._ledger,
+            conduct=Conduct(
                 owner=self._owner,
-                price_of=lambda node_type: price_of_type(self._settings, node_type),
-                poll_s=poll_s,
-            )
-            for site, backend in (backends or self._open_backends(state_dir)).items()
-        }
-        for worker in self._workers.values():
-            worker.start()
+                is_operator=not self._is_on_head,
+                is_alone=self._settings.store.kind == "sqlite",
+                may_act=self._may_act,
+            ),
+            poll_s=poll_s,
+        )
+        atexit.register(self._flush)
 
     def close(self, *, timeout_s: float = 5.0) -> None:
         """End the sites' threads after what is queued. Nodes live on."""
-        for worker in self._workers.values():
-            worker.stop(timeout_s=timeout_s)
+        atexit.unregister(self._flush)
+        for thread in self._sites.values():
+            thread.stop(timeout_s=timeout_s)
         close_owner(self._owner)
         self._ledger.close()
+
+    def use_lease(self, fence: Fence) -> None:
+        """Act only while this lease is held: without it, nothing is launched or ended."""
+        self._fence = fence
 
     # --- questions: answered from the ledger
 
@@ -105,7 +138,9 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
         Raises:
             StateError: the ledger can't be read; never an empty list instead, which would mean
                 that all nodes are gone.
+            ClickException: on an operator's machine, a site didn't answer.
         """
+        self._wait_for_sites(self._sites_asked(tag_filters))
         return [
             record.node_id
             for record in self._ledger.list_open()
@@ -113,10 +148,17 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
         ]
 
     def nodes_for_teardown(self, tag_filters: dict[str, str]) -> list[str]:
-        """Return the ids of all nodes that aren't gone yet, those being ended included."""
-        return [
-            record.node_id for record in self._ledger.list_open() if _has_tags(record, tag_filters)
-        ]
+        """Return the ids of all nodes that aren't gone yet, those being ended included.
+
+        "None" ends `ray down`, so an operator is told it only after another look at every site:
+        the head's autoscaler may have launched while nodes were ended.
+        """
+        self._wait_for_sites(self._sites)
+        remaining = self._list_remaining(tag_filters)
+        if not remaining and not self._is_on_head:
+            self._wait_for_sites(self._sites, begun_after_s=time.monotonic())
+            remaining = self._list_remaining(tag_filters)
+        return remaining
 
     def is_running(self, node_id: str) -> bool:
         """Return whether the site says that the node runs."""
@@ -141,8 +183,34 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
     # --- orders: noted in the ledger, then queued for the site
 
     def set_node_tags(self, node_id: str, tags: dict[str, str]) -> None:
-        """Set some of a node's tags and keep the others."""
+        """Set some of a node's tags and keep the others. Its site is told a little later."""
         self._ledger.merge_tags(NodeId(node_id), tags)
+        self._send_tags(NodeId(node_id), tags)
+
+    def cordon(self, name: str, cordon: Cordon | None) -> None:
+        """Say what is wanted of a node, or of a host by its name; None = it takes work again.
+
+        Returns once its site keeps it.
+
+        Raises:
+            NodeNotFoundError: neither a node nor a host has that name.
+            BackendError: the site didn't take it in time.
+        """
+        self._wait_for_sites(self._sites)
+        host_site = self._find_host(name)
+        if host_site is not None:
+            backend = self._sites[host_site].worker.backend
+            if isinstance(backend, KeepsHosts):
+                backend.cordon_host(name, cordon)
+            return
+        thread = self._sites[self._ledger.get(NodeId(name)).site]
+        self._ledger.set_cordon(NodeId(name), cordon)
+        self._send_tags(NodeId(name), {TAG_CORDON: cordon or ""})
+        if not thread.flush(timeout_s=self._answer_s_max):
+            raise BackendError(
+                f"node {name} must be marked within {self._answer_s_max:g} s; got: "
+                f"{thread.worker.error or 'no answer from its site'}. Run the command again."
+            )
 
     def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> None:
         """Launch nodes; see `create_node_with_resources_and_labels`."""
@@ -163,33 +231,45 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
         """
         del resources, labels  # Ray hands them to the node itself when it starts there.
         node_type = NodeTypeName(tags[TAG_RAY_USER_NODE_TYPE])
-        tags = {**tags, TAG_RAY_CLUSTER_NAME: self.cluster_name}
         try:
+            token = self._read_token()
+            tags = {**tags, TAG_RAY_CLUSTER_NAME: self.cluster_name}
+            if token is not None:
+                tags[_TAG_FENCE] = str(token)
             intents = [self._build_intent(node_type, tags, node_config) for _ in range(count)]
-            self._ledger.open_intents(intents, owner=self._owner, check=self._check(intents))
-        except LaunchRefusedError as exc:
+            self._check_was_listed(intents)
+            self._ledger.open_intents(
+                intents, owner=self._owner, check=self._check(intents), fence=token
+            )
+        except (LaunchRefusedError, NotLeaderError) as exc:
             logger.warning("refused to launch %d x %s: %s", count, node_type, exc)
-            raise NodeLaunchException(exc.category, str(exc), sys.exc_info()) from exc
+            category = exc.category if isinstance(exc, LaunchRefusedError) else "NotLeader"
+            raise NodeLaunchException(category, str(exc), sys.exc_info()) from exc
         for intent in intents:
             logger.info("launching %s at %s", intent.node_id, intent.site)
-            self._workers[intent.site].submit(Launch(self._build_spec(intent)))
+            self._sites[intent.site].submit(Launch(self._build_spec(intent)))
 
     def terminate_node(self, node_id: str) -> None:
         """End a node. Returns before it is gone; one that is gone already is fine."""
         self.terminate_nodes([node_id])
 
     def terminate_nodes(self, node_ids: list[str]) -> None:
-        """End nodes. Returns before they are gone; those gone already are fine."""
+        """End nodes. Returns before they are gone; those gone already are fine.
+
+        Raises:
+            NotLeaderError: another autoscaler holds the lease; nothing is ended.
+        """
+        token = self._read_token()
         by_site: dict[SiteName, list[NodeId]] = {}
         for node_id in map(NodeId, node_ids):
             try:
-                self._ledger.mark_terminating(node_id, owner=self._owner)
+                self._ledger.mark_terminating(node_id, owner=self._owner, fence=token)
                 by_site.setdefault(self._ledger.get(node_id).site, []).append(node_id)
             except NodeNotFoundError:
                 logger.info("node %s has no record: nothing to end", node_id)
         for site, of_site in by_site.items():
             logger.info("ending %s at %s", ", ".join(of_site), site)
-            self._workers[site].submit(Terminate(tuple(of_site)))
+            self._sites[site].submit(Terminate(tuple(of_site)))
 
     # --- Ray's launcher
 
@@ -198,7 +278,8 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
         """Return the cluster file's content as it is, after checking all of it.
 
         Nothing is resolved here: Ray keeps the result in a shared temporary folder under a hash of
-        the file, where another user or another home folder would find it.
+        the file, where another user or another home folder would find it. Only the path of the
+        operator's key is noted, for the head's copy.
 
         Raises:
             ClickException: the file holds mistakes; all of them are listed.
@@ -207,13 +288,11 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
             parse_cluster_config(cluster_config, file="the cluster file")
         except ConfigError as exc:
             raise click.ClickException(str(exc)) from exc
-        return cluster_config
+        return note_operator_key(cluster_config)
 
     def prepare_for_head_node(self, cluster_config: dict[str, Any]) -> dict[str, Any]:
-        """Return the content for the head, where `~` is another folder: `state_dir` absolute."""
-        state_dir = Path(self._settings.state_dir).expanduser()
-        provider = {**cluster_config["provider"], "state_dir": str(state_dir)}
-        return {**cluster_config, "provider": provider}
+        """Return the content for the head, where paths and this provider's part are others."""
+        return build_head_copy(cluster_config)
 
     def get_command_runner(
         self,
@@ -225,12 +304,98 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
         use_internal_ip: bool,  # noqa: FBT001 - Ray's signature
         docker_config: dict[str, Any] | None = None,
     ) -> CommandRunner:
-        """Return the runner of commands on a node."""
+        """Return the runner of commands on a node. It notes the node's boot stages."""
         del log_prefix, auth_config, cluster_name, process_runner, use_internal_ip, docker_config
         site = self._ledger.get(NodeId(node_id)).site
-        return self._workers[site].backend.open_command_runner(NodeId(node_id))
+
+        def note(stage: BootStage, at_s: float) -> None:
+            self._ledger.note_boot_stage(NodeId(node_id), stage, at_s)
+
+        runner = self._sites[site].worker.backend.open_command_runner(NodeId(node_id))
+        return WatchedRunner(runner, note)
 
     # --- inside
+
+    def _sites_asked(self, tag_filters: Mapping[str, str]) -> Mapping[SiteName, SiteThread]:
+        """Return the sites whose nodes may match: a head lives at an owned site only.
+
+        So commands for the head work while a cloud doesn't answer.
+        """
+        if tag_filters.get(TAG_RAY_NODE_KIND) != NODE_KIND_HEAD:
+            return self._sites
+        return {site: one for site, one in self._sites.items() if self._settings.sites[site].owned}
+
+    def _wait_for_sites(
+        self, sites: Mapping[SiteName, SiteThread], *, begun_after_s: float | None = None
+    ) -> None:
+        if not self._is_on_head:
+            wait_for_looks(sites, begun_after_s=begun_after_s, answer_s_max=self._answer_s_max)
+
+    def _list_remaining(self, tag_filters: Mapping[str, str]) -> list[str]:
+        """Return the nodes that aren't gone, less those whose machine answers no more.
+
+        What is left on such a machine is ended when somebody asks it again: `ray down` can't wait
+        for it for ever.
+        """
+        given_up_s = time.time() - _SILENT_S_MAX
+        remaining: list[str] = []
+        for record in self._ledger.list_open():
+            is_ending = record.phase is NodePhase.TERMINATING
+            is_silent = record.node_id in self._sites[record.site].worker.silent
+            if is_ending and is_silent and record.changed_s < given_up_s:
+                logger.warning(
+                    "node %s at %s answers no more, so it was not ended. When its machine is back, "
+                    "run `ray down` again.",
+                    record.node_id,
+                    record.site,
+                )
+            elif _has_tags(record, tag_filters):
+                remaining.append(record.node_id)
+        return remaining
+
+    def _check_was_listed(self, intents: Sequence[Intent]) -> None:
+        """Refuse to launch at a site nobody has looked at: what is wanted may run there already."""
+        for site in {intent.site for intent in intents}:
+            thread = self._sites[site]
+            if self._is_on_head and not thread.was_listed:
+                raise SiteNotListedError(
+                    f"site {site} must have been listed before a launch; got: "
+                    f"{thread.worker.error or 'no answer yet'}. It is asked again all the time."
+                )
+        self._wait_for_sites({intent.site: self._sites[intent.site] for intent in intents})
+
+    def _read_token(self) -> int | None:
+        """Return the lease's token; None where no lease is in use.
+
+        Raises:
+            NotLeaderError: the lease is lost.
+        """
+        if self._fence is None:
+            return None
+        token = self._fence.token
+        if token is None:
+            raise NotLeaderError("the lease must be held to start or end nodes; it is lost.")
+        return token
+
+    def _may_act(self) -> bool:
+        return self._fence is None or self._fence.token is not None
+
+    def _send_tags(self, node_id: NodeId, tags: Mapping[str, str]) -> None:
+        site = self._ledger.get(node_id).site
+        self._sites[site].submit(SetTags(node_id, tags))
+
+    def _flush(self) -> None:
+        """Let the sites take what is queued, before the process ends."""
+        deadline_s = time.monotonic() + _FLUSH_S_MAX
+        for site, thread in self._sites.items():
+            if not thread.flush(timeout_s=max(0.0, deadline_s - time.monotonic())):
+                logger.warning("site %s didn't take all orders in time; run it again", site)
+
+    def _find_host(self, name: str) -> SiteName | None:
+        for site, settings in self._settings.sites.items():
+            if isinstance(settings.backend, SshBackendSettings) and name in settings.backend.hosts:
+                return SiteName(site)
+        return None
 
     def _phase_of(self, node_id: str) -> NodePhase:
         try:
@@ -276,26 +441,18 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
         return check
 
     def _open_backends(self, state_dir: Path) -> dict[SiteName, NodeBackend]:
+        write_token(self._settings, state_dir / self._cluster)
         return {
-            SiteName(name): _open_backend(self._settings, SiteName(name), self._cluster, state_dir)
+            SiteName(name): open_backend(
+                self._settings,
+                SiteName(name),
+                cluster=self._cluster,
+                state_dir=state_dir,
+                is_on_head=self._is_on_head,
+            )
             for name in self._settings.sites
         }
 
 
 def _has_tags(record: NodeRecord, wanted: Mapping[str, str]) -> bool:
     return all(record.tags.get(name) == value for name, value in wanted.items())
-
-
-def _open_backend(
-    settings: ProviderSettings, site: SiteName, cluster: ClusterName, state_dir: Path
-) -> NodeBackend:
-    backend = settings.sites[site].backend
-    if isinstance(backend, FakeBackendSettings):
-        return FakeBackend(backend)
-    if settings.ports is None:
-        raise ConfigError(f"provider.ports must be given: nodes of {site} need pinned ports.")
-    if not isinstance(backend, ProcessBackendSettings):
-        raise ConfigError(f"provider.sites.{site}.backend must be one of process, fake.")
-    return ProcessBackend(
-        backend, site=site, cluster=cluster, state_dir=state_dir, ports=settings.ports
-    )

@@ -1,34 +1,33 @@
-"""One site's thread: does what was queued for the site, and between that compares it with reality.
+"""What is done about one site: orders carried out, and the ledger brought in line with reality.
 
-Everything slow about a site happens here, so that a site that hangs delays nobody else. What the
-thread learns goes into the ledger, which is where all questions are answered from.
+Every step is one call that never raises: a site's failure is noted, and the next look tries again.
+`SiteThread` makes the calls; simulations make them in simulated time. What is learned goes into
+the ledger, which is where all questions are answered from.
 """
 
 import logging
-import queue
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import partial
 
 from cluster.backends.contract import NodeBackend
-from cluster.errors import NoCapacityError, TidegateError
-from cluster.ledger import Ledger
-from cluster.model import (
-    Instance,
-    InstanceState,
-    LaunchSpec,
-    NodeId,
-    NodePhase,
-    NodeRecord,
-    NodeTypeName,
-    SiteName,
+from cluster.errors import (
+    BackendError,
+    CredentialsError,
+    NoCapacityError,
+    NotLeaderError,
+    TidegateError,
 )
-from cluster.owner import is_alive
+from cluster.ledger import Ledger
+from cluster.model import LaunchSpec, NodeId, NodePhase, SiteName, SoldOut
+from cluster.site_reconcile import Clock, Conduct, Reconciler
 
 logger = logging.getLogger(__name__)
+
+_CREDENTIALS_HOLD_S = 60.0
+
+# These say that nothing was started, so there is nothing to end.
+_NOTHING_STARTED = (NoCapacityError, CredentialsError, NotLeaderError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +45,18 @@ class Terminate:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stop:
-    """End the thread."""
+class SetTags:
+    """Write tags of a node to its site; sent with the next look, several at once."""
+
+    node_id: NodeId
+    tags: Mapping[str, str]
+
+
+Task = Launch | Terminate | SetTags
 
 
 class SiteWorker:
-    """The queue and the thread of one site."""
+    """Carries out orders for one site and looks at it. For one thread."""
 
     def __init__(
         self,
@@ -59,157 +64,186 @@ class SiteWorker:
         *,
         backend: NodeBackend,
         ledger: Ledger,
-        owner: str,
-        price_of: Callable[[NodeTypeName], Decimal | None],
-        poll_s: float,
+        reconciler: Reconciler,
+        conduct: Conduct,
+        clock: Clock | None = None,
     ) -> None:
+        self.site = site
         self.backend = backend
-        self._site = site
         self._ledger = ledger
-        self._owner = owner
-        self._price_of = price_of
-        self._poll_s = poll_s
+        self._reconciler = reconciler
+        self._conduct = conduct
+        self._clock = clock or Clock()
         # Launches that failed and whose intent is still open, each with its error.
         self._failed: dict[NodeId, Exception] = {}
-        self._queue: queue.SimpleQueue[Launch | Terminate | _Stop] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=f"site-{site}", daemon=True)
+        self._unsent_tags: dict[NodeId, dict[str, str]] = {}
+        self._sold_out: Sequence[SoldOut] | None = None
+        self._is_recalled = False
+        # The error that the last call at the site met, None once it answers.
+        self.error: Exception | None = None
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+    @property
+    def has_unsent_tags(self) -> bool:
+        """Return whether tags still wait for their site."""
+        return bool(self._unsent_tags)
 
-    def submit(self, task: Launch | Terminate) -> None:
-        """Queue a task; returns at once."""
-        self._queue.put(task)
+    @property
+    def silent(self) -> frozenset[NodeId]:
+        """Return the nodes that the site couldn't ask the last time."""
+        return self._reconciler.silent
 
-    def stop(self, *, timeout_s: float) -> None:
-        """Ask the thread to end after what is queued, and wait that long for it."""
-        self._queue.put(_Stop())
-        self._thread.join(timeout_s)
+    def perform(self, task: Task) -> None:
+        """Carry out one order."""
+        if isinstance(task, Launch):
+            self._guarded(partial(self._launch, task.spec))
+        elif isinstance(task, Terminate):
+            self._guarded(partial(self._terminate, task.node_ids))
+        else:
+            self._note_tags(task)
 
-    def _run(self) -> None:
-        next_look_s = time.monotonic()
-        while True:
-            task = self._take(timeout_s=max(0.0, next_look_s - time.monotonic()))
-            if isinstance(task, _Stop):
-                return
-            if isinstance(task, Launch):
-                self._guarded(partial(self._launch, task.spec))
-            elif isinstance(task, Terminate):
-                self._guarded(partial(self._terminate, task.node_ids))
-            self._guarded(self._reconcile)
-            next_look_s = time.monotonic() + self._poll_s
+    def look(self) -> bool:
+        """Compare the ledger with the site; returns whether the site could be asked."""
+        if not self._conduct.may_act():
+            return False
+        self._guarded(self._recall_sold_out)
+        for node_id, error in list(self._failed.items()):
+            self._guarded(partial(self._settle_failed_launch, node_id, error))
+        self.send_tags()
+        is_done = self._guarded(self._reconcile)
+        self._guarded(self._write_sold_out)
+        return is_done
 
-    def _take(self, *, timeout_s: float) -> Launch | Terminate | _Stop | None:
-        try:
-            return self._queue.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
+    def send_tags(self) -> None:
+        """Write the tags that wait to their site."""
+        for node_id in list(self._unsent_tags):
+            self._guarded(partial(self._send_tags, node_id))
 
-    def _guarded(self, step: Callable[[], None]) -> None:
-        """Do one step; a site's failure is logged and the thread lives on to try again."""
-        try:
-            step()
-        except TidegateError as exc:
-            logger.warning("site %s: %s", self._site, exc)
-        except Exception:
-            # The thread must survive anything: without it, the site's nodes would run unwatched.
-            logger.exception("site %s: unexpected failure", self._site)
+    # --- orders
 
     def _launch(self, spec: LaunchSpec) -> None:
         try:
             if self._ledger.get(spec.node_id).phase is not NodePhase.INTENDED:
                 return
+            self._check_may_launch()
             self.backend.launch(spec)
         except Exception as exc:
             # Whatever failed, nobody else closes this intent: its owner is alive.
             self._failed[spec.node_id] = exc
+            self._guarded(partial(self._hold_type, spec, exc))
             self._guarded(partial(self._settle_failed_launch, spec.node_id, exc))
             raise
         self._ledger.mark_launched(spec.node_id)
 
-    def _settle_failed_launch(self, node_id: NodeId, error: Exception) -> None:
-        """End what a failed launch may have left, then close its intent.
+    def _check_may_launch(self) -> None:
+        if not self._conduct.may_act():
+            raise NotLeaderError(f"site {self.site} must be left to the autoscaler that leads.")
+        if isinstance(self.error, CredentialsError):
+            raise self.error
 
-        Whether the site started something is unknown, so it is ended first: it is idempotent. If
-        that fails too, or the ledger can't be written, the next look begins with another try.
+    def _hold_type(self, spec: LaunchSpec, error: Exception) -> None:
+        """Keep the scheduler from asking for more of what the site can't give now."""
+        if isinstance(error, NoCapacityError):
+            retry_s = error.retry_s
+        elif isinstance(error, CredentialsError):
+            retry_s = _CREDENTIALS_HOLD_S
+        else:
+            return
+        until_s = self._clock.wall_s() + retry_s
+        self._ledger.hold_type(self.site, spec.node_type, until_s, str(error))
+
+    def _settle_failed_launch(self, node_id: NodeId, error: Exception) -> None:
+        """End what a failed launch may have left, or close its intent if nothing was started.
+
+        Whether the site started something is unknown, so it is ended: that is idempotent. If that
+        fails too, or the ledger can't be written, the next look begins with another try.
         """
         phase = self._ledger.get(node_id).phase
-        if phase is NodePhase.INTENDED and isinstance(error, NoCapacityError):
-            self._ledger.mark_closed(node_id, why=f"no capacity: {error}")
+        if phase is NodePhase.INTENDED and isinstance(error, _NOTHING_STARTED):
+            prefix = "no capacity" if isinstance(error, NoCapacityError) else "launch failed"
+            self._ledger.mark_closed(node_id, why=f"{prefix}: {error}", never_ran=True)
         elif phase in {NodePhase.INTENDED, NodePhase.TERMINATING}:
-            self._ledger.mark_terminating(node_id, owner=self._owner)
+            self._ledger.mark_terminating(node_id, owner=self._conduct.owner)
+            self._reconciler.reasons[node_id] = f"launch failed: {error}"
             self.backend.terminate([node_id])
-            self._ledger.mark_closed(node_id, why=f"launch failed: {error}")
         del self._failed[node_id]
 
     def _terminate(self, node_ids: Sequence[NodeId]) -> None:
+        if not self._conduct.may_act():
+            raise NotLeaderError(f"site {self.site} must be left to the autoscaler that leads.")
         if node_ids:
             self.backend.terminate(node_ids)
 
+    def _note_tags(self, task: SetTags) -> None:
+        for memory in (self._unsent_tags, self._reconciler.own_tags):
+            held = memory.get(task.node_id, {})
+            memory[task.node_id] = {**held, **task.tags}
+
+    def _send_tags(self, node_id: NodeId) -> None:
+        tags = self._unsent_tags[node_id]
+        self.backend.set_tags(node_id, tags)
+        del self._unsent_tags[node_id]
+
+    # --- looks
+
     def _reconcile(self) -> None:
         """Bring the ledger in line with what the site has, and end what should be gone."""
-        for node_id, error in list(self._failed.items()):
-            self._guarded(partial(self._settle_failed_launch, node_id, error))
-        looked_s = time.time()
-        # The site is asked before the ledger: an intent always precedes its instance, so whatever
-        # the site lists and the ledger doesn't know is truly unknown.
-        instances = {one.spec.node_id: one for one in self.backend.list_instances()}
-        records = {one.node_id: one for one in self._ledger.list_open(site=self._site)}
-        to_end: list[NodeId] = []
-        for node_id, record in records.items():
-            instance = instances.get(node_id)
-            if instance is None:
-                self._note_missing(record, looked_s=looked_s)
-            elif self._note_present(record, instance):
-                to_end.append(node_id)
-        for node_id, instance in instances.items():
-            if node_id not in records and self._is_unwanted(instance):
-                to_end.append(node_id)
-        self._terminate(to_end)
+        looked_s = self._clock.wall_s()
+        try:
+            instances = self.backend.list_instances()
+        except Exception as exc:
+            self._ledger.note_listing(self.site, self._clock.wall_s(), exc)
+            raise
+        self._ledger.note_listing(self.site, looked_s, None)
+        self._note_answer()
+        orders = self._reconciler.take_in(
+            instances, looked_s=looked_s, settle_s=self.backend.settle_s
+        )
+        self._terminate([*orders.to_end, *orders.to_close])
+        for node_id in orders.to_close:
+            self._reconciler.close_never_launched(node_id)
 
-    def _note_missing(self, record: NodeRecord, *, looked_s: float) -> None:
-        """Close a node that the site no longer has, once its absence can be believed."""
-        if record.changed_s >= looked_s - self.backend.settle_s:
-            return
-        if record.phase is NodePhase.INTENDED:
-            if not is_alive(record.owner):
-                # Its owner may have ended in the middle of the launch, before the site lists it.
-                self.backend.terminate([record.node_id])
-                self._ledger.mark_closed(record.node_id, why="never launched: its owner ended")
-            return
-        why = "terminated" if record.phase is NodePhase.TERMINATING else "gone from its site"
-        self._ledger.mark_closed(record.node_id, why=why)
+    def _recall_sold_out(self) -> None:
+        if not self._is_recalled:
+            known = [one for one in self._ledger.list_sold_out() if one.site == self.site]
+            self.backend.recall_sold_out(known)
+            self._sold_out, self._is_recalled = known, True
 
-    def _note_present(self, record: NodeRecord, instance: Instance) -> bool:
-        """Note what the site says of a node; returns whether the node is to be ended now."""
-        is_ours = record.owner == self._owner or not is_alive(record.owner)
-        if record.phase is NodePhase.TERMINATING:
-            return is_ours
-        if record.phase is NodePhase.INTENDED and is_ours:
-            # Launches are this thread's too, so none of ours is half done now: it was only not
-            # written down.
-            self._ledger.mark_launched(record.node_id)
-        if instance.state is InstanceState.STOPPED:
-            self._ledger.mark_terminating(record.node_id, owner=self._owner)
+    def _write_sold_out(self) -> None:
+        rows = tuple(self.backend.sold_out)
+        if self._is_recalled and rows != self._sold_out:
+            self._ledger.replace_sold_out(self.site, rows)
+            self._sold_out = rows
+
+    # --- failures
+
+    def _guarded(self, step: Callable[[], None]) -> bool:
+        """Do one step; returns whether it succeeded. A failure is noted and tried again later."""
+        try:
+            step()
+        except TidegateError as exc:
+            self._note_failure(exc)
+        except Exception:
+            # Work goes on whatever happens: without it, the site's nodes would run unwatched.
+            logger.exception("site %s: unexpected failure", self.site)
+        else:
             return True
-        is_news = (record.phase, record.address) != (NodePhase.RUNNING, instance.address)
-        is_running = instance.state is InstanceState.RUNNING
-        # Said only once: several processes look every second, and each writing locks the ledger.
-        if is_running and is_news and record.phase is not NodePhase.INTENDED:
-            self._ledger.mark_running(record.node_id, address=instance.address)
         return False
 
-    def _is_unwanted(self, instance: Instance) -> bool:
-        """Return whether an instance that isn't open in the ledger must end; adopt it otherwise.
+    def _note_failure(self, error: TidegateError) -> None:
+        """Log a failure once, however often it repeats."""
+        is_repeated = (type(error), str(error)) == (type(self.error), str(self.error))
+        if not is_repeated:
+            logger.warning("site %s: %s", self.site, error)
+        if isinstance(error, BackendError) and not isinstance(error, NoCapacityError):
+            self.error = error
 
-        A closed node that shows up again was ended too early for its site to know. A node without
-        any record is one whose record was lost: it runs and costs, so it is taken back.
-        """
-        node_id = instance.spec.node_id
-        if self._ledger.knows(node_id):
-            return True
-        logger.warning("site %s: taking back %s, which has no record", self._site, node_id)
-        price = self._price_of(instance.spec.node_type)
-        self._ledger.adopt(instance, usd_per_hour=price, owner=self._owner)
-        return False
+    def _note_answer(self) -> None:
+        """Note that the site answers; what waited for its credentials may go on."""
+        if self.error is None:
+            return
+        logger.info("site %s: answers again", self.site)
+        if isinstance(self.error, CredentialsError):
+            for hold in self._ledger.list_holds():
+                if hold.site == self.site and hold.why == str(self.error):
+                    self._ledger.lift_hold(hold.site, hold.node_type)
+        self.error = None

@@ -7,9 +7,9 @@ contract suite, tests/cluster/test_backend_contract.py.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from cluster.model import Instance, LaunchSpec, NodeId, SoldOut
+from cluster.model import Cordon, Instance, LaunchSpec, NodeId, SoldOut
 
 
 class CommandRunner(Protocol):
@@ -106,3 +106,15 @@ class NodeBackend(Protocol):
 
     def open_command_runner(self, node_id: NodeId) -> CommandRunner:
         """Return a runner for the node; its calls wait until the node can run commands."""
+
+
+@runtime_checkable
+class KeepsHosts(Protocol):
+    """A backend whose machines are there already, whether a node is on them or not."""
+
+    def cordon_host(self, host: str, cordon: Cordon | None) -> None:
+        """Keep with a host what an operator wants of it; None = it takes work again. Idempotent.
+
+        Raises:
+            BackendError: the host didn't take it.
+        """

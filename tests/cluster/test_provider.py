@@ -42,10 +42,14 @@ class World:
         self.sites = {site: FakeBackend(settings) for site in (ONPREM_SITE, CLOUD_SITE)}
 
     def open(self) -> HybridNodeProvider:
+        """Return the provider as the head has it, once it has listed the sites that answer."""
         provider = HybridNodeProvider(
-            self.provider_config, "test", backends=self.sites, poll_s=0.05
+            {**self.provider_config, "_role": "head"}, "test", backends=self.sites, poll_s=0.05
         )
         self.providers.append(provider)
+        for site, thread in provider._sites.items():
+            if self.sites[site]._released.is_set():
+                assert thread.wait_for_look(begun_after_s=None, timeout_s=10)
         return provider
 
     def ledger(self) -> Ledger:
@@ -173,7 +177,7 @@ def test_the_intent_of_another_live_process_is_left_to_it(world: World) -> None:
     world.sites[CLOUD_SITE].hang()
     launch(first, CLOUD)
     second = HybridNodeProvider(
-        world.provider_config,
+        {**world.provider_config, "_role": "head"},
         "test",
         backends={ONPREM_SITE: FakeBackend(), CLOUD_SITE: FakeBackend()},
         poll_s=0.01,
@@ -317,9 +321,9 @@ def test_a_node_that_runs_on_unchanged_is_not_written_again(
     written: list[NodeId] = []
     mark_running = Ledger.mark_running
 
-    def count(ledger: Ledger, node_id: NodeId, *, address: str | None) -> None:
+    def count(ledger: Ledger, node_id: NodeId, **said: Any) -> None:
         written.append(node_id)
-        mark_running(ledger, node_id, address=address)
+        mark_running(ledger, node_id, **said)
 
     monkeypatch.setattr(Ledger, "mark_running", count)
     provider = world.open()
