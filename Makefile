@@ -7,10 +7,10 @@ BIN := .venv/bin
 # PyTorch's CPU wheel: from a folder of wheels if pip is told of one, else from PyTorch's CPU index.
 TORCH_SOURCE := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 
-.PHONY: help setup serve demo test unit check lock clean
+.PHONY: help setup serve demo lab lab-long test unit check lock clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.ready ## create .venv with the pinned dependencies (done by every other target)
 
@@ -30,18 +30,24 @@ serve: setup ## run the cluster on this machine until Ctrl-C: gateway, vLLM, aut
 demo: setup ## a guided burst into the cloud site and home again; ARGS="--engine emulated" on small machines
 	@$(BIN)/tidegate demo $(ARGS)
 
+lab: setup ## a shell on the operator's machine of a pretended data centre and cloud (root on Linux)
+	@$(BIN)/python -m tests.lab $(ARGS)
+
+lab-long: setup ## the lab's tests of many minutes: long WAN cuts, repeats (root on Linux)
+	@$(BIN)/pytest -m lab_long --durations=15 $(ARGS)
+
 test: setup ## all tests, real Ray and one real vLLM engine included; ARGS="-k words" for some
 ifeq ($(ARGS),)
-	@$(BIN)/pytest -m "not ray and not vllm" -n auto -q
-	@$(BIN)/pytest -m "ray or vllm" --durations=15 || { \
+	@$(BIN)/pytest -m "not ray and not vllm and not lab" -n auto -q
+	@$(BIN)/pytest -m "(ray or vllm or lab) and not lab_long" --durations=15 || { \
 	  echo "The tests above that failed run once more, alone."; \
-	  $(BIN)/pytest -m "ray or vllm" --last-failed --last-failed-no-failures none; }
+	  $(BIN)/pytest -m "(ray or vllm or lab) and not lab_long" --last-failed --last-failed-no-failures none; }
 else
 	@$(BIN)/pytest $(ARGS)
 endif
 
 unit: setup ## the tests that start neither Ray nor an engine
-	@$(BIN)/pytest -m "not ray and not vllm" -n auto -q $(ARGS)
+	@$(BIN)/pytest -m "not ray and not vllm and not lab" -n auto -q $(ARGS)
 
 check: setup ## lint, format, types, import contracts
 	@$(BIN)/ruff check .
