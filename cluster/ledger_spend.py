@@ -27,15 +27,15 @@ class Spend(LedgerPart):
 
     def accrued_usd(self, since_s: float, until_s: float) -> Usd:
         """Return what all nodes cost in a span up to now; None = unknown, because a price is."""
-        window = self._up_to_now(since_s, until_s)
         with self._store.snapshot() as session:
-            return cost_of(_list_charges(session, since_s), window)
+            charges = _list_charges(session, since_s)
+        return cost_of(charges, Window(since_s, until_s), now_s=self._now_s())
 
     def spend_by_site(self, since_s: float, until_s: float) -> Mapping[SiteName, Usd]:
         """Return what each site's nodes cost in a span up to now; None = unknown."""
-        window = self._up_to_now(since_s, until_s)
         with self._store.snapshot() as session:
-            by_site = cost_by_site(_list_charges(session, since_s), window)
+            charges = _list_charges(session, since_s)
+        by_site = cost_by_site(charges, Window(since_s, until_s), now_s=self._now_s())
         return {SiteName(site): usd for site, usd in by_site.items()}
 
     def spend_now(self) -> SpendNow:
@@ -52,9 +52,6 @@ class Spend(LedgerPart):
                     update(NodeRow).where(*unknown).values(usd_per_hour=str(usd_per_hour))
                 )
 
-    def _up_to_now(self, since_s: float, until_s: float) -> Window:
-        return Window(since_s, min(until_s, self._now_s()))
-
 
 def read_spend_now(session: Session, now_s: float) -> SpendNow:
     """Return what is spent and committed, as an open transaction sees it."""
@@ -69,8 +66,8 @@ def read_spend_now(session: Session, now_s: float) -> SpendNow:
             Commitment(_read_price(price), intended_s if launched_s is None else launched_s)
             for price, launched_s, intended_s in session.execute(committed)
         ),
-        day_usd=cost_of(charges, Window(day.since_s, now_s)),
-        month_usd=cost_of(charges, Window(month.since_s, now_s)),
+        day_usd=cost_of(charges, day, now_s=now_s),
+        month_usd=cost_of(charges, month, now_s=now_s),
     )
 
 

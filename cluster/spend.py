@@ -49,11 +49,14 @@ def month_window(now_s: float) -> Window:
     return Window(start.timestamp(), end.timestamp())
 
 
-def cost_of(charges: Iterable[Charge], window: Window) -> Usd:
-    """Return what the charges add up to inside the window; a node that still runs, to its end."""
+def cost_of(charges: Iterable[Charge], window: Window, *, now_s: float) -> Usd:
+    """Return what the charges add up to inside the window: of nodes that run, up to now.
+
+    A node that ended early is charged for its whole first minute, even if that isn't over yet.
+    """
     total = Decimal(0)
     for charge in charges:
-        seconds = _charged_s(charge, window)
+        seconds = _charged_s(charge, window, now_s)
         if seconds <= 0:
             continue
         if charge.usd_per_hour is None:
@@ -62,18 +65,18 @@ def cost_of(charges: Iterable[Charge], window: Window) -> Usd:
     return total
 
 
-def cost_by_site(charges: Iterable[Charge], window: Window) -> dict[str, Usd]:
+def cost_by_site(charges: Iterable[Charge], window: Window, *, now_s: float) -> dict[str, Usd]:
     """Return what each site's charges add up to inside the window, by the sites' names."""
     by_site: dict[str, list[Charge]] = {}
     for charge in charges:
         by_site.setdefault(charge.site, []).append(charge)
-    return {site: cost_of(by_site[site], window) for site in sorted(by_site)}
+    return {site: cost_of(by_site[site], window, now_s=now_s) for site in sorted(by_site)}
 
 
-def _charged_s(charge: Charge, window: Window) -> float:
+def _charged_s(charge: Charge, window: Window, now_s: float) -> float:
     """Return how many seconds of the window are charged; never less than 0, whatever clocks do."""
     if charge.until_s is None:
-        until_s = window.until_s
+        until_s = now_s
     else:
         until_s = max(charge.until_s, charge.since_s + CHARGED_S_MIN)
     return max(0.0, min(until_s, window.until_s) - max(charge.since_s, window.since_s))
