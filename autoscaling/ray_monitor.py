@@ -17,6 +17,7 @@ from ray.autoscaler.v2.instance_manager.config import FileConfigReader
 from ray.autoscaler.v2.monitor import AutoscalerMonitor
 
 from autoscaling.brain_loop import BrainLoop, Sources
+from autoscaling.metrics_exporter import serve_metrics
 from autoscaling.ray_scheduler import LocalFirstScheduler
 from autoscaling.record import SchedulerReport
 from autoscaling.settings_reader import SettingsReader, read_stamp
@@ -65,6 +66,11 @@ def run_autoscaler(
     )
     scheduler = LocalFirstScheduler(settings.read, event_logger=monitor.event_logger)
     monitor.autoscaler._scheduler = scheduler  # noqa: SLF001 - Ray offers no other door
+    serve_metrics(
+        monitor.metric_reporter._prom_metrics.registry,  # noqa: SLF001 - as above
+        board=Blackboard.from_address(gcs_address),
+        read_settings=settings.read,
+    )
     sources = Sources(
         read_settings=settings.read,
         read_report=lambda: scheduler.last_report or SchedulerReport(),

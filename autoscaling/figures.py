@@ -1,0 +1,62 @@
+"""What one scrape of the autoscaler's metrics knows, and what becomes of it: values only."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from autoscaling.metrics import Metric
+from cluster.budget import BudgetStatus
+from cluster.config import ClusterSettings
+from cluster.ledger_boot import BootRecord
+from cluster.ledger_sites import Hold, Listing
+from cluster.model import NodePhase, NodeRecord, SiteName, SoldOut
+from cluster.spend import Usd
+from deployments.signals import GatewaySignals
+
+Period = Literal["day", "month"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One value of a metric; a summary has its sum in `value` and its count in `count`."""
+
+    metric: Metric
+    labels: tuple[str, ...]
+    value: float
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerView:
+    """What the ledger says; `nodes` holds every node there ever was."""
+
+    budget: BudgetStatus
+    nodes: Sequence[NodeRecord] = ()
+    spend_usd: Mapping[Period, Mapping[SiteName, Usd]] | None = None
+    sold_out: Sequence[SoldOut] = ()
+    holds: Sequence[Hold] = ()
+    listings: Sequence[Listing] = ()
+    boots: Sequence[BootRecord] = ()
+    is_lease_held: bool = False
+
+    @property
+    def open_nodes(self) -> list[NodeRecord]:
+        """The nodes that aren't closed: all of them may cost money."""
+        return [node for node in self.nodes if node.phase is not NodePhase.CLOSED]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Everything one scrape knows; None = could not be read. `now_s` is wall time."""
+
+    now_s: float
+    settings: ClusterSettings | None = None
+    ledger: LedgerView | None = None
+    decision: Mapping[str, Any] | None = None
+    signals: Sequence[GatewaySignals] | None = None
+
+
+def find_market(settings: ClusterSettings, record: NodeRecord) -> str:
+    """Return a node's market, "unknown" if its type has left the cluster file."""
+    node_type = settings.node_types.get(record.node_type)
+    return node_type.market if node_type is not None else "unknown"
