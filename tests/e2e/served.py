@@ -35,10 +35,19 @@ def cluster_name(port_offset: int) -> str:
     return f"tidegate-local-{port_offset}"
 
 
-def start_serving(*, engine: str, port_offset: int, log: Path) -> Served:
+def start_serving(
+    *,
+    engine: str,
+    port_offset: int,
+    log: Path,
+    cluster_file: Path | None = None,
+    serve_file: Path | None = None,
+) -> Served:
     """Return a ready `tidegate serve`; on failure show its log."""
+    files = [cluster_file] if cluster_file else []
+    files += ["--serve-file", serve_file] if serve_file else []
     process = subprocess.Popen(
-        [TIDEGATE, "serve", "--engine", engine, "--port-offset", str(port_offset)],
+        [TIDEGATE, "serve", "--engine", engine, "--port-offset", str(port_offset), *files],
         stdout=subprocess.PIPE,
         stderr=log.open("w"),
         text=True,
