@@ -3,11 +3,12 @@
 SHELL := /bin/bash
 PYTHON ?= python3.11
 BIN := .venv/bin
+WHEEL_DIR ?= $(HOME)/.tidegate/wheel
 # grafana-client brings urllib3-future, whose wheel would overwrite urllib3; built from source it doesn't.
 # PyTorch's CPU wheel: from a folder of wheels if pip is told of one, else from PyTorch's CPU index.
 TORCH_SOURCE := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 
-.PHONY: help setup serve demo lab lab-long test unit check lock clean
+.PHONY: help setup serve demo lab lab-long test unit check lock wheel clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +60,11 @@ lock: setup ## resolve requirements/cpu.in anew into requirements/cpu.lock
 	@$(BIN)/uv pip compile requirements/cpu.in --override requirements/cpu.overrides $(TORCH_SOURCE) \
 	  --python-version 3.11 --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 	  --upgrade --output-file requirements/cpu.lock >/dev/null
+
+wheel: setup ## build the wheel that `ray up cluster/hybrid.yaml` installs on every node
+	@rm -rf $(WHEEL_DIR) && mkdir -p $(WHEEL_DIR)
+	@$(BIN)/pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w $(WHEEL_DIR) .
+	@ls $(WHEEL_DIR)
 
 clean: ## remove .venv and caches (weights stay in the user's cache)
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
