@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.model import ClusterName, LaunchSpec, NodeId, NodeTypeName, SiteName
+from tests.cluster.aws_rig import ec2, moto_url  # noqa: F401 - fixtures
 
 
 def build_cluster_content(**provider: Any) -> dict[str, Any]:
