@@ -12,7 +12,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from cluster.errors import NodeNotFoundError, SiteFullError, StateError
 from cluster.ledger import Books, Intent, Ledger
 from cluster.model import NodeId, NodePhase, NodeTypeName, SiteName
-from cluster.owner import close_owner, is_alive, open_owner
 
 INTENT = Intent(
     node_id=NodeId("n-1"),
@@ -90,17 +89,6 @@ def test_a_damaged_ledger_is_an_error_and_never_an_empty_list(tmp_path: Path) ->
     (tmp_path / "ledger.db").write_bytes(b"not a database at all, but long enough to be read")
     with pytest.raises(StateError, match="must be a usable ledger; got: file is not a database"):
         Ledger(tmp_path / "ledger.db")
-
-
-def test_an_owner_ends_with_its_object_or_its_process() -> None:
-    owner = open_owner()
-    assert is_alive(owner)
-    close_owner(owner)
-    assert not is_alive(owner)
-    boot, pid, start = owner.rpartition("/")[0].split("/")
-    assert not is_alive(f"{boot}/{pid}/{int(start) + 1}/abcd")
-    assert not is_alive(f"another-boot/{pid}/{start}/abcd")
-    assert not is_alive("nonsense")
 
 
 class LedgerLife(RuleBasedStateMachine):
