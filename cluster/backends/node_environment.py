@@ -89,12 +89,12 @@ def build_ray_start_arguments(ports: PortSettings, *, slot: int, worker_port: in
 
 def render_env_file(environment: Mapping[str, str]) -> str:
     """Return a shell file that sets the variables and puts the node's Python first on PATH."""
-    lines = [f"export {name}={_quote(text)}" for name, text in environment.items()]
+    lines = [f"export {name}={quote_for_shell(text)}" for name, text in environment.items()]
     lines.append('export PATH="${TIDEGATE_VENV:+$TIDEGATE_VENV/bin:}$PATH"')
     return "\n".join(lines) + "\n"
 
 
-def _quote(text: str) -> str:
+def quote_for_shell(text: str) -> str:
     """Return a value as the shell reads it: word for word, less a leading `~/`."""
     if text.startswith("~/"):
         return '"$HOME"/' + shlex.quote(text[2:])

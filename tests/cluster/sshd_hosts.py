@@ -7,20 +7,22 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cluster.backend_settings import SshBackendSettings
 from cluster.backends import ssh_access
 
 USER = pwd.getpwuid(os.geteuid()).pw_name
 
 _CONFIG = """\
 Port {port}
-ListenAddress 127.0.0.1
+ListenAddress {address}
 HostKey {folder}/host_key
 PidFile none
 AuthorizedKeysFile {folder}/authorized_keys
@@ -34,18 +36,18 @@ PrintMotd no
 PrintLastLog no
 MaxStartups 100
 MaxSessions 100
-SetEnv HOME={home} TIDEGATE_RAY_TMP={folder}/ray
+SetEnv HOME={home}
 """
 
 
 @dataclass
 class SshdHost:
-    """One SSH server. `address` differs between hosts; all of them are this machine."""
+    """One SSH server with an address of its own; all of them are this machine."""
 
     folder: Path
+    address: str
     port: int
     key: Path
-    address: str = "127.0.0.1"
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -58,7 +60,7 @@ class SshdHost:
 
     @property
     def ray_folder(self) -> Path:
-        return self.folder / "ray"
+        return self.home / "ray"
 
     @property
     def log(self) -> Path:
@@ -72,7 +74,9 @@ class SshdHost:
         self.write_config()
 
     def write_config(self, *more: str) -> None:
-        text = _CONFIG.format(port=self.port, folder=self.folder, home=self.home)
+        text = _CONFIG.format(
+            address=self.address, port=self.port, folder=self.folder, home=self.home
+        )
         (self.folder / "sshd_config").write_text(text + "".join(f"{line}\n" for line in more))
 
     def start(self) -> None:
@@ -88,7 +92,7 @@ class SshdHost:
         deadline_s = time.monotonic() + 5
         while True:
             with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", self.port)) == 0:
+                if client.connect_ex((self.address, self.port)) == 0:
                     return
             assert time.monotonic() < deadline_s, self.log.read_text()
             time.sleep(0.02)
@@ -122,7 +126,8 @@ def open_hosts(folder: Path, count: int) -> Iterator[list[SshdHost]]:
     with ExitStack() as stack:
         hosts = []
         for number in range(count):
-            host = SshdHost(folder / f"host{number + 1}", _find_port(), key)
+            address = f"127.0.3.{number + 1}"
+            host = SshdHost(folder / f"h{number + 1}", address, _find_port(address), key)
             host.folder.mkdir()
             host.write()
             stack.callback(host.stop)
@@ -140,6 +145,26 @@ def skip_without_sshd() -> None:
         Path("/run/sshd").mkdir(exist_ok=True)
 
 
+def build_ssh_settings(hosts: Sequence[SshdHost], **changes: Any) -> SshBackendSettings:
+    """Return a site of these hosts, named h1, h2, ..., all of type cloud_gpu."""
+    values: dict[str, Any] = {
+        "kind": "ssh",
+        "ssh": {"user": USER, "private_key": str(hosts[0].key), "connect_s_max": 2},
+        "hosts": {
+            host.folder.name: {
+                "address": host.address,
+                "node_type": "cloud_gpu",
+                "port": host.port,
+            }
+            for host in hosts
+        },
+        "env": {"TIDEGATE_RAY_TMP": "~/ray"},
+        "set_aside_s": 0.2,
+        "set_aside_s_max": 0.4,
+    }
+    return SshBackendSettings.model_validate({**values, **changes})
+
+
 def remove_ssh_folder(state_dir: Path) -> None:
     """Remove what our ssh calls keep outside of a test's folder, for short socket paths."""
     shutil.rmtree(ssh_access.locate_socket_folder(state_dir), ignore_errors=True)
@@ -153,9 +178,9 @@ def make_key(file: Path) -> None:
     )
 
 
-def _find_port() -> int:
+def _find_port(address: str) -> int:
     with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
+        server.bind((address, 0))
         port: int = server.getsockname()[1]
         return port
 

@@ -1,7 +1,7 @@
 """Every backend keeps the promises of cluster/backends/contract.py."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from cluster.backend_settings import FakeBackendSettings, ProcessBackendSettings
 from cluster.backends.contract import NodeBackend
 from cluster.backends.fake import FakeBackend
 from cluster.backends.process import ProcessBackend
+from cluster.backends.ssh import SshBackend
 from cluster.config import PortSettings
 from cluster.model import (
     TAG_CORDON,
@@ -21,6 +22,13 @@ from cluster.model import (
     LaunchSpec,
     NodeId,
     SiteName,
+)
+from tests.cluster.sshd_hosts import (
+    SshdHost,
+    build_ssh_settings,
+    open_hosts,
+    remove_ssh_folder,
+    skip_without_sshd,
 )
 
 # Marks are seen machine-wide, and tests run side by side: names of this process alone.
@@ -46,11 +54,22 @@ class Rig:
     kind: str
     state_dir: Path
     opened: list[NodeBackend] = field(default_factory=list)
+    hosts: Sequence[SshdHost] = ()
 
     def open(self, *, boot_s: float = 0.0, site: str = "cloud") -> NodeBackend:
         backend: NodeBackend
         if self.kind == "fake":
             backend = FakeBackend(FakeBackendSettings(kind="fake", boot_s=boot_s))
+        elif self.kind == "ssh":
+            if boot_s:
+                pytest.skip("a machine that is there already doesn't boot")
+            backend = SshBackend(
+                build_ssh_settings(self.hosts),
+                site=SiteName(site),
+                cluster=ClusterName("test"),
+                state_dir=self.state_dir,
+                ports=PORTS,
+            )
         else:
             backend = ProcessBackend(
                 ProcessBackendSettings(kind="process", boot_s=boot_s),
@@ -67,11 +86,21 @@ class Rig:
             backend.terminate([one.spec.node_id for one in backend.list_instances()])
 
 
-@pytest.fixture(params=["fake", "process"])
+@pytest.fixture(scope="module")
+def ssh_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[SshdHost]]:
+    skip_without_sshd()
+    with open_hosts(tmp_path_factory.mktemp("contract"), 3) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["fake", "process", "ssh"])
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
     opened = Rig(kind=request.param, state_dir=tmp_path)
+    if opened.kind == "ssh":
+        opened.hosts = request.getfixturevalue("ssh_hosts")
     yield opened
     opened.close()
+    remove_ssh_folder(tmp_path / "test")
 
 
 def list_ids(backend: NodeBackend) -> set[str]:

@@ -1,4 +1,4 @@
-"""A node on a machine of its own gets the variables that cluster files' commands are written with."""
+"""A node on a machine of its own gets the variables that the commands are written with."""
 
 import os
 import subprocess

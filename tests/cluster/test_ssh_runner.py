@@ -80,7 +80,7 @@ def rig(hosts: list[SshdHost], tmp_path: Path) -> Iterator[Rig]:
 
 def test_a_command_sees_the_nodes_environment_in_the_nodes_home(rig: Rig) -> None:
     said = rig.open().run('pwd; echo "$TIDEGATE_NODE_IP $TOKEN_FILE"', with_output=True)
-    assert said.split() == [str(rig.node.home), "127.0.0.1", f"{rig.node.home}/t"]
+    assert said.split() == [str(rig.node.home), rig.node.address, f"{rig.node.home}/t"]
 
 
 def test_the_launchers_variables_reach_the_command_as_json_unless_they_are_text(rig: Rig) -> None:
@@ -105,7 +105,7 @@ def test_a_failing_command_of_the_launcher_raises_rays_own_error(rig: Rig) -> No
 
 
 def test_a_failing_command_of_a_person_names_the_node_and_the_code(rig: Rig) -> None:
-    with pytest.raises(click.ClickException, match=r"@127\.0\.0\.1 with exit code 3"):
+    with pytest.raises(click.ClickException, match=r"@127\.0\.3\.1 with exit code 3"):
         rig.open().run("exit 3", exit_on_fail=True)
 
 
@@ -180,7 +180,9 @@ def test_secrets_of_the_environment_stand_in_no_process_list_and_no_log(
 
 def test_a_node_behind_a_jump_host_is_reached_through_it(rig: Rig) -> None:
     before = rig.bastion.log.read_text()
-    said = rig.open(jump=f"{USER}@127.0.0.1:{rig.bastion.port}").run("echo here", with_output=True)
+    said = rig.open(jump=f"{USER}@{rig.bastion.address}:{rig.bastion.port}").run(
+        "echo here", with_output=True
+    )
     assert said.strip() == "here"
     assert "Accepted publickey" in rig.bastion.log.read_text().removeprefix(before)
 
@@ -191,7 +193,7 @@ def test_a_host_that_shows_another_key_than_before_is_refused(rig: Rig) -> None:
     other = rig.state_dir / "other"
     make_key(other)
     kind, key, *_ = other.with_suffix(".pub").read_text().split()
-    known.write_text(f"[127.0.0.1]:{rig.node.port} {kind} {key}\n")
+    known.write_text(f"[{rig.node.address}]:{rig.node.port} {kind} {key}\n")
     _end_shared_connection(rig.target())
     with pytest.raises(click.ClickException, match="ssh-keygen -R"):
         rig.open().run("true")
