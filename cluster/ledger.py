@@ -100,10 +100,18 @@ class Ledger(SiteNotes, BootStages, Spend, Leases):
                 session.add(_to_row(intent, owner=owner, now_s=now_s, fence=fence))
                 write_boot_stage(session, intent.node_id, BootStage.INTENDED, now_s)
 
-    def adopt(self, instance: Instance, *, usd_per_hour: Decimal | None, owner: str) -> None:
+    def adopt(
+        self,
+        instance: Instance,
+        *,
+        usd_per_hour: Decimal | None,
+        owner: str,
+        reopens: bool = False,
+    ) -> None:
         """Write a node that a site has and the ledger doesn't. Idempotent.
 
-        It counts as launched when its site says, now if it doesn't say.
+        It counts as launched when its site says, now if it doesn't say. With `reopens`, a node that
+        was closed is open again; without, it stays closed.
         """
         spec = instance.spec
         intent = Intent(
@@ -116,12 +124,16 @@ class Ledger(SiteNotes, BootStages, Spend, Leases):
             node_config=spec.node_config,
         )
         with self._store.transaction() as session:
-            if session.get(NodeRow, spec.node_id) is None:
+            known = session.get(NodeRow, spec.node_id)
+            if known is None:
                 row = _to_row(intent, owner=owner, now_s=self._now_s(), fence=None)
                 row.phase = NodePhase.LAUNCHED
                 row.launched_s, row.offering = instance.launched_s, instance.offering
                 row.cordon = instance.cordon
                 session.add(row)
+            elif reopens and known.phase == NodePhase.CLOSED:
+                known.phase, known.changed_s = NodePhase.LAUNCHED, self._now_s()
+                known.closed_s = known.closed_why = known.ended_s = None
 
     def list_open(self, *, site: SiteName | None = None) -> list[NodeRecord]:
         """Return every node that isn't closed, oldest first."""

@@ -444,11 +444,7 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
         write_token(self._settings, state_dir / self._cluster)
         return {
             SiteName(name): open_backend(
-                self._settings,
-                SiteName(name),
-                cluster=self._cluster,
-                state_dir=state_dir,
-                is_on_head=self._is_on_head,
+                self._settings, SiteName(name), cluster=self._cluster, state_dir=state_dir
             )
             for name in self._settings.sites
         }

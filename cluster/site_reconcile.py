@@ -197,11 +197,17 @@ class Reconciler:
         """
         node_id = instance.spec.node_id
         closed_why = self._ledger.get(node_id).closed_why if self._ledger.knows(node_id) else None
-        if closed_why is not None and not (self._conduct.is_operator and closed_why == WHY_GONE):
+        # An operator's machine may have missed what the head still runs.
+        is_missed = self._conduct.is_operator and closed_why == WHY_GONE
+        if closed_why is not None and not is_missed:
             return True
-        logger.warning("site %s: taking back %s, which has no record", self._site, node_id)
-        price = self._price_of(instance.spec.node_type)
-        self._ledger.adopt(instance, usd_per_hour=price, owner=self._conduct.owner)
+        logger.info("site %s: taking in %s, which has no open record", self._site, node_id)
+        self._ledger.adopt(
+            instance,
+            usd_per_hour=self._price_of(instance.spec.node_type),
+            owner=self._conduct.owner,
+            reopens=is_missed,
+        )
         return False
 
     def _is_useless(self, instance: Instance, record: NodeRecord) -> bool:

@@ -112,7 +112,7 @@ class NodeBackend(Protocol):
 class KeepsHosts(Protocol):
     """A backend whose machines are there already, whether a node is on them or not."""
 
-    def cordon_host(self, host: str, cordon: Cordon | None) -> None:
+    def cordon_host(self, name: str, mark: Cordon | None) -> None:
         """Keep with a host what an operator wants of it; None = it takes work again. Idempotent.
 
         Raises:

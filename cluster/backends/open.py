@@ -25,7 +25,6 @@ def open_backend(
     *,
     cluster: ClusterName,
     state_dir: Path,
-    is_on_head: bool,
 ) -> NodeBackend:
     """Return the machinery of one site.
 
@@ -41,7 +40,7 @@ def open_backend(
     if isinstance(backend, ProcessBackendSettings):
         return ProcessBackend(backend, site=site, cluster=cluster, state_dir=state_dir, ports=ports)
     if isinstance(backend, SshBackendSettings):
-        return _open_ssh(backend, site, cluster, state_dir, ports, is_on_head=is_on_head)
+        return _open_ssh(backend, site, cluster, state_dir, ports)
     markets = {
         NodeTypeName(name): offer.market
         for name, offer in settings.node_types.items()
@@ -78,19 +77,10 @@ def _open_ssh(
     cluster: ClusterName,
     state_dir: Path,
     ports: PortSettings,
-    *,
-    is_on_head: bool,
 ) -> NodeBackend:
     from cluster.backends.ssh import SshBackend  # noqa: PLC0415 - only where it is used
 
-    return SshBackend(
-        backend,
-        site=site,
-        cluster=cluster,
-        state_dir=state_dir,
-        ports=ports,
-        is_on_head=is_on_head,
-    )
+    return SshBackend(backend, site=site, cluster=cluster, state_dir=state_dir, ports=ports)
 
 
 def _open_aws(
