@@ -1,7 +1,7 @@
 """A launch spec survives in EC2's tags, whatever its length, and damage is told, not guessed."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.backends.aws_tags import (
@@ -24,6 +24,7 @@ node_configs = st.dictionaries(
 )
 
 
+@settings(deadline=None, max_examples=50)
 @given(node_config=node_configs, is_head=st.booleans())
 def test_a_spec_is_read_back_from_its_tags_and_every_tag_fits(
     node_config: dict[str, object], *, is_head: bool

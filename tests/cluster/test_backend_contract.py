@@ -23,6 +23,7 @@ from cluster.model import (
     NodeId,
     SiteName,
 )
+from tests.cluster.aws_rig import NODE_CONFIG, Ec2Rig
 from tests.cluster.sshd_hosts import (
     SshdHost,
     build_ssh_settings,
@@ -55,11 +56,16 @@ class Rig:
     state_dir: Path
     opened: list[NodeBackend] = field(default_factory=list)
     hosts: Sequence[SshdHost] = ()
+    ec2: Ec2Rig | None = None
 
     def open(self, *, boot_s: float = 0.0, site: str = "cloud") -> NodeBackend:
         backend: NodeBackend
         if self.kind == "fake":
             backend = FakeBackend(FakeBackendSettings(kind="fake", boot_s=boot_s))
+        elif self.ec2 is not None:
+            if boot_s:
+                self.ec2.faults.add("hide_new", seconds=boot_s)
+            backend = self.ec2.open(site=site)
         elif self.kind == "ssh":
             if boot_s:
                 pytest.skip("a machine that is there already doesn't boot")
@@ -93,14 +99,28 @@ def ssh_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[SshdHos
         yield opened
 
 
-@pytest.fixture(params=["fake", "process", "ssh"])
+@pytest.fixture(params=["fake", "process", "ssh", "aws"])
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
     opened = Rig(kind=request.param, state_dir=tmp_path)
     if opened.kind == "ssh":
         opened.hosts = request.getfixturevalue("ssh_hosts")
+    if opened.kind == "aws":
+        opened.ec2 = request.getfixturevalue("ec2")
     yield opened
     opened.close()
     remove_ssh_folder(tmp_path / "test")
+
+
+@pytest.fixture
+def new_spec(rig: Rig, new_spec: Callable[..., LaunchSpec]) -> Callable[..., LaunchSpec]:
+    """Return a builder of specs; aws reads `node_config` strictly, the others not at all."""
+    if rig.kind != "aws":
+        return new_spec
+
+    def build(node_id: str = FIRST, **changes: Any) -> LaunchSpec:
+        return new_spec(node_id, **{**changes, "node_config": NODE_CONFIG})
+
+    return build
 
 
 def list_ids(backend: NodeBackend) -> set[str]:
@@ -179,6 +199,8 @@ def test_an_id_can_be_launched_again_after_its_node_is_gone(
 
 
 def test_commands_run_on_the_node(rig: Rig, new_spec: Callable[..., LaunchSpec]) -> None:
+    if rig.kind == "aws":
+        pytest.skip("moto's instances are no machines; the lab puts some behind them")
     backend = rig.open()
     backend.launch(new_spec())
     runner: Any = backend.open_command_runner(FIRST)
