@@ -5,31 +5,27 @@ import contextlib
 import json
 import signal
 import sys
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-import yaml
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
-import cluster
 import deployments
-from cluster.config import load_cluster_file, render_json_schema
+from cluster.config import render_json_schema
 from cluster.errors import TidegateError
+from infra import cli_cluster
+from infra.cli_options import LOCAL_CLUSTER_FILE, ClusterFile
 from infra.demo import Demo, DemoLimits, StepResult
-from infra.embedded import Plan, build_plan, open_observer, resolve_cluster, run_embedded
-from infra.live_view import LineView, LiveView, render_results, render_status
+from infra.embedded import Plan, build_plan, run_embedded
+from infra.live_view import LineView, LiveView, render_results
 from infra.models import ensure_smollm2
 from infra.observe import Observer
-from infra.preflight import inspect
 from infra.progress import console, step
 from infra.stream_client import StreamClient
 
-LOCAL_CLUSTER_FILE = Path(cluster.__file__).parent / "local.yaml"
 _SERVE_FILES = {
     "vllm": Path(deployments.__file__).parent / "serve.yaml",
     "emulated": Path(deployments.__file__).parent / "serve-emulated.yaml",
@@ -66,6 +62,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Serve language models from the GPUs you own; burst to rented ones only while it pays.",
 )
+app.add_typer(cli_cluster.app)
 
 
 class Engine(StrEnum):
@@ -75,18 +72,6 @@ class Engine(StrEnum):
     EMULATED = "emulated"
 
 
-class Output(StrEnum):
-    """How a report is written."""
-
-    TABLE = "table"
-    JSON = "json"
-    YAML = "yaml"
-
-
-OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to write the report.")]
-ClusterFile = Annotated[
-    Path, typer.Argument(help="Cluster file; the embedded one is cluster/local.yaml.")
-]
 EngineOption = Annotated[
     Engine, typer.Option(help="vllm: real answers. emulated: made-up text, timed like a GPU.")
 ]
@@ -133,43 +118,6 @@ def demo(
     Console().print(render_results(results))
     if not all(result.passed for result in results):
         raise typer.Exit(1)
-
-
-@app.command(epilog="Example:  tidegate doctor cluster/local.yaml")
-def doctor(
-    cluster_file: ClusterFile = LOCAL_CLUSTER_FILE,
-    engine: EngineOption = Engine.VLLM,
-) -> None:
-    """Check what a start needs: packages, ports, memory. Changes nothing."""
-    findings = inspect(
-        load_cluster_file(cluster_file),
-        engine=engine,
-        replicas=1,
-        needs_embedded_model=engine is Engine.VLLM,
-    )
-    table = Table("check", "verdict", "found", "fix")
-    for finding in findings:
-        table.add_row(finding.check, finding.verdict, finding.detail, finding.fix)
-    Console().print(table)
-    if any(finding.verdict == "fail" for finding in findings):
-        raise typer.Exit(1)
-
-
-@app.command(epilog="Examples:  tidegate status  |  tidegate status -o json")
-def status(
-    cluster_file: ClusterFile = LOCAL_CLUSTER_FILE,
-    port_offset: PortOffset = 0,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Show nodes, pools, the burst state and the autoscaler's reasons of a running cluster."""
-    file, settings = resolve_cluster(cluster_file, port_offset=port_offset)
-    view = open_observer(file, settings).look()
-    if output is Output.TABLE:
-        Console().print(render_status(view))
-        return
-    content = {"decision": dict(view.decision), "signals": [asdict(s) for s in view.signals]}
-    text = json.dumps(content, indent=1) if output is Output.JSON else yaml.safe_dump(content)
-    sys.stdout.write(f"{text}\n")
 
 
 @app.command(epilog="Example:  tidegate schema > cluster/schema.json")

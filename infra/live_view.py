@@ -78,26 +78,6 @@ def render_results(results: Sequence[StepResult]) -> Table:
     return table
 
 
-def render_status(view: ClusterView) -> Group:
-    """Return what `tidegate status` shows: nodes, pools, burst state and the reasons."""
-    nodes = Table("node", "type", "site", "state")
-    for node in view.nodes:
-        nodes.add_row(node["id"], node["type"], node["site"], node["state"])
-    pools = Table("pool", "site", "replicas", "slots", "streams")
-    for pool in view.pools:
-        slots = pool.replicas_running * pool.slots_per_replica
-        streams = view.streams_running(pool)
-        pools.add_row(pool.pool, pool.site, str(pool.replicas_running), str(slots), str(streams))
-    burst = view.decision.get("burst", "unknown")
-    lines = [
-        f"burst {burst}, waiting {view.waiting}, ${view.usd_per_hour:.2f}/h",
-        *(f"because {reason}" for reason in view.decision.get("reasons", ())),
-        *(f"limit   {limit}" for limit in view.decision.get("limits", ())),
-        *(f"unmet   {unmet}" for unmet in view.decision.get("unmet", ())),
-    ]
-    return Group(nodes, pools, escape("\n".join(lines)))
-
-
 def _render_pools(view: ClusterView, streams: Sequence[Stream]) -> Table:
     open_by_site = Counter(stream.site for stream in streams if stream.is_open)
     table = Table("site", "pool", "replicas", "slots", "streams open")

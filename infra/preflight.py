@@ -45,14 +45,18 @@ def inspect(
 ) -> list[Finding]:
     """Return every finding for starting this cluster here with that engine."""
     checks: list[Callable[[], list[Finding]]] = [
-        lambda: [_check_own_packages()],
-        lambda: [_check_ray_version()],
+        inspect_packages,
         lambda: _check_packages(engine, needs_embedded_model=needs_embedded_model),
         lambda: [_check_not_running(settings.cluster_name)],
         lambda: _check_ports(settings),
         lambda: [_check_memory(_read_meminfo(), engine=engine, replicas=replicas)],
     ]
     return [finding for check in checks for finding in check()]
+
+
+def inspect_packages() -> list[Finding]:
+    """Return the findings that concern every command run from this machine."""
+    return [_check_own_packages(), _check_ray_version()]
 
 
 def insist(findings: list[Finding]) -> None:

@@ -3,23 +3,34 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup as Group
+from typer.main import get_group
 from typer.testing import CliRunner
 
-from cluster.config import render_json_schema
+from cluster.config import load_cluster_file, render_json_schema
 from infra.cli import app
 
 TIDEGATE = Path(sys.executable).parent / "tidegate"
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("command", ["serve", "demo", "doctor", "status", "schema", "models"])
-def test_every_command_has_help_with_an_example(command: str) -> None:
-    done = CliRunner().invoke(app, [command, "--help"])
+def list_commands(group: Group, *path: str) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        if isinstance(command, Group):
+            yield from list_commands(command, *path, name)
+        else:
+            yield (*path, name)
+
+
+@pytest.mark.parametrize("words", list(list_commands(get_group(app))), ids=" ".join)
+def test_every_command_has_help_with_an_example(words: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(app, [*words, "--help"])
     assert done.exit_code == 0
-    assert f"tidegate {command}" in done.output.split("Example")[-1]
+    assert f"tidegate {' '.join(words)}" in done.output.split("Example")[-1]
 
 
 def test_an_unknown_engine_is_a_usage_error() -> None:
@@ -45,3 +56,41 @@ def test_the_schema_shipped_for_editors_is_the_one_the_code_makes() -> None:
     """After a change of the settings: tidegate schema > cluster/schema.json."""
     shipped = json.loads((ROOT / "cluster" / "schema.json").read_text())
     assert shipped == json.loads(json.dumps(render_json_schema()))
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [TIDEGATE, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
+
+
+def test_draining_without_a_terminal_needs_yes_and_says_what_to_type() -> None:
+    done = run("drain", "cluster/hybrid.yaml", "l40s-2")
+    assert done.returncode == 1
+    assert "tidegate drain cluster/hybrid.yaml l40s-2 --yes" in " ".join(done.stderr.split())
+
+
+def test_a_plan_of_a_cluster_that_does_not_run_makes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    local = (ROOT / "cluster" / "local.yaml").read_text()
+    file.write_text(local.replace("~/.tidegate", str(tmp_path / "state")))
+    done = run("plan", str(file), "-o", "json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert [change["node_type"] for change in plan["changes"]] == ["head", "onprem_gpu"]
+    assert plan["nodes"] == {"onprem": 0, "cloud": 0}
+    assert not (tmp_path / "state").exists()
+
+
+def test_render_prints_a_file_that_loads(tmp_path: Path) -> None:
+    done = run("render", "cluster/hybrid.yaml")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "rendered.yaml").write_text(done.stdout)
+    settings = load_cluster_file(tmp_path / "rendered.yaml")
+    assert settings == load_cluster_file(ROOT / "cluster" / "hybrid.yaml")
