@@ -158,3 +158,12 @@ def test_panels_that_do_not_fit_a_line_go_to_the_next() -> None:
     placed = lay_out([Row("first", (panel, panel)), Row("second", (panel,))])
     places = [(one["gridPos"]["x"], one["gridPos"]["y"]) for one in placed]
     assert places == [(0, 0), (0, 1), (0, 4), (0, 7), (0, 8)]
+
+
+def test_the_documentation_lists_every_metric_as_it_is() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "observe.md").read_text(encoding="utf-8")
+    for metric in METRICS:
+        labels = ", ".join(metric.labels) or "-"
+        assert f"| `{metric.name}` | {metric.kind} | {labels} | {metric.meaning} |" in text
+    for family in GatewayMetrics().registry.collect():
+        assert f"| `{family.name}" in text
