@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
@@ -35,6 +34,7 @@ from cluster.model import (
     SiteName,
 )
 from cluster.store import Store
+from cluster.store_place import Place
 from cluster.store_tables import NodeRow
 
 
@@ -62,13 +62,14 @@ class Books:
 class Ledger(SiteNotes, BootStages, Spend, Leases):
     """Open and closed nodes of one cluster. All calls are short local transactions.
 
-    With `reads_only`, nothing is written, not even the file.
+    `cluster.store_place.find_place` says where a cluster's is. With `reads_only`, nothing is
+    written, not even the file.
     """
 
     def __init__(
-        self, file: Path, *, now_s: Callable[[], float] = time.time, reads_only: bool = False
+        self, place: Place, *, now_s: Callable[[], float] = time.time, reads_only: bool = False
     ) -> None:
-        super().__init__(Store(file, reads_only=reads_only), now_s)
+        super().__init__(Store(place, reads_only=reads_only), now_s)
 
     def close(self) -> None:
         """Close the store's connections."""

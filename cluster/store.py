@@ -1,45 +1,51 @@
-"""The relational store behind the ledger: engine, schema version, transactions.
+"""The relational store behind the ledger: schema version, transactions, errors.
 
-SQLite serves while every writer is on one machine. A writing transaction takes the lock when it
-begins, so what it reads stays true until it commits, in every process that shares the file.
+What a writing transaction reads stays true until it commits, in every process and on every
+machine that shares the place: one at a time holds the write lock, from its beginning.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from cluster.errors import StateError
+from cluster.machine import read_machine_id
+from cluster.store_driver import READS_ONLY, StoreDriver
 from cluster.store_migration import migrate
-from cluster.store_tables import SCHEMA_VERSION
+from cluster.store_place import Place
+from cluster.store_sqlite import SqliteDriver
+from cluster.store_tables import SCHEMA_VERSION, FactRow
 
-_BUSY_TIMEOUT_S = 5.0
-_READS_ONLY = "tidegate_reads_only"
+_MACHINE = "writers_machine"
+_FORGET_MACHINE = "DELETE FROM facts WHERE name = 'writers_machine'"
 
 
 class Store:
-    """One database file and its transactions. Safe to use from many threads and processes.
+    """One place and its transactions. Safe to use from many threads and processes.
 
-    One that only reads never makes or changes the file.
+    One that only reads never makes or changes anything. `machine_id` None = unknown.
     """
 
-    def __init__(self, file: Path, *, reads_only: bool = False) -> None:
-        self._file = file
+    def __init__(
+        self, place: Place, *, reads_only: bool = False, machine_id: str | None = None
+    ) -> None:
+        self._driver = _open_driver(place)
         self._reads_only = reads_only
-        self._engine = _open_reader(file) if reads_only else _open_writer(file)
         with self._explain_errors():
+            self._engine = self._driver.open_engine(reads_only=reads_only)
             self._settle_schema()
+        if self._driver.is_of_one_machine and not reads_only:
+            self._insist_on_machine(machine_id or read_machine_id())
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """Open a transaction that holds the write lock and commits unless its body raises.
 
         Raises:
-            StateError: the file is locked for too long, damaged or gone, or opened to read only.
+            StateError: it is locked for too long, damaged or gone, or opened to read only.
         """
         with self._explain_errors(), Session(self._engine) as session, session.begin():
             yield session
@@ -51,7 +57,7 @@ class Store:
         Raises:
             StateError: as above.
         """
-        reading = self._engine.execution_options(**{_READS_ONLY: True})
+        reading = self._engine.execution_options(**{READS_ONLY: True})
         with self._explain_errors(), Session(reading) as session, session.begin():
             yield session
 
@@ -61,62 +67,68 @@ class Store:
 
     def _settle_schema(self) -> None:
         with self.snapshot() as session:
-            version = session.execute(text("PRAGMA user_version")).scalar_one()
+            version = self._driver.read_version(session.connection())
         if version > SCHEMA_VERSION:
             raise StateError(
-                f"{self._file} must have schema version {SCHEMA_VERSION} or less; got {version}. "
-                "It was written by a newer release: use that one, or move the file away."
+                f"{self._driver.name} must have schema version {SCHEMA_VERSION} or less; got "
+                f"{version}. It was written by a newer release: use that one, or move it away."
             )
         if version == SCHEMA_VERSION:
             return
         if self._reads_only:
             raise StateError(
-                f"{self._file} must have schema version {SCHEMA_VERSION}; got {version}. "
+                f"{self._driver.name} must have schema version {SCHEMA_VERSION}; got {version}. "
                 "The cluster's own `ray up` or autoscaler brings it up to date when it starts."
             )
         with self._engine.begin() as connection:
+            self._driver.make_room(connection)
             # Read again under the lock: another process may have been faster.
-            version = connection.execute(text("PRAGMA user_version")).scalar_one()
+            version = self._driver.read_version(connection)
             migrate(connection, version=version)
-            connection.execute(text(f"PRAGMA user_version = {SCHEMA_VERSION}"))
+            self._driver.write_version(connection)
+
+    def _insist_on_machine(self, machine_id: str | None) -> None:
+        """Let the first writer's machine be the only one, where locks reach no further."""
+        if machine_id is None:
+            return
+        known = self._read_machine() or self._write_machine(machine_id)
+        if known == machine_id:
+            return
+        forget = f'sqlite3 {self._driver.name} "{_FORGET_MACHINE}"'
+        raise StateError(
+            f"{self._driver.name} must have its writers on one machine; got: it belongs to machine "
+            f"{known}, and this is {machine_id}. A SQLite file's locks don't reach over a network: "
+            "both could spend the same money. Set provider.store to kind: postgresql with url_env; "
+            f"or, if the file has moved here for good, type: {forget}"
+        )
+
+    def _read_machine(self) -> str | None:
+        with self.snapshot() as session:
+            fact = session.get(FactRow, _MACHINE)
+            return None if fact is None else fact.text
+
+    def _write_machine(self, machine_id: str) -> str:
+        """Return whose the place is: this machine's, unless another was faster."""
+        with self.transaction() as session:
+            fact = session.get(FactRow, _MACHINE)
+            if fact is None:
+                fact = FactRow(name=_MACHINE, text=machine_id)
+                session.add(fact)
+            return fact.text
 
     @contextmanager
     def _explain_errors(self) -> Iterator[None]:
         try:
             yield
         except SQLAlchemyError as exc:
-            cause = getattr(exc, "orig", exc)
-            raise StateError(f"{self._file} must be a usable ledger; got: {cause}.") from exc
+            said = self._driver.explain(getattr(exc, "orig", None) or exc)
+            raise StateError(f"{self._driver.name} must be a usable ledger; got: {said}.") from exc
 
 
-def _open_writer(file: Path) -> Engine:
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    engine = create_engine(f"sqlite:///{file}", connect_args={"timeout": _BUSY_TIMEOUT_S})
-    _take_lock_when_transaction_begins(engine)
-    return engine
+def _open_driver(place: Place) -> StoreDriver:
+    if isinstance(place, Path):
+        return SqliteDriver(place)
+    # Only here: machines without PostgreSQL's client keep their ledger in a file.
+    from cluster.store_postgresql import PostgresqlDriver  # noqa: PLC0415
 
-
-def _open_reader(file: Path) -> Engine:
-    if not file.exists():
-        raise StateError(
-            f"{file} must be the ledger of a cluster; there is no such file. "
-            "`ray up` makes it: check provider.state_dir and the cluster's name."
-        )
-    # mode=ro makes SQLite itself refuse to write, whatever this process is told to do.
-    url = f"sqlite:///file:{file}?mode=ro&uri=true"
-    engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
-    _take_lock_when_transaction_begins(engine)
-    return engine
-
-
-def _take_lock_when_transaction_begins(engine: Engine) -> None:
-    """Make SQLite lock at BEGIN: Python's driver would wait until the first write."""
-
-    @event.listens_for(engine, "connect")
-    def _leave_transactions_to_us(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Any) -> None:
-        reads_only = connection.get_execution_options().get(_READS_ONLY, False)
-        connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
+    return PostgresqlDriver(place)

@@ -10,6 +10,8 @@ import pytest
 
 from cluster.model import ClusterName, LaunchSpec, NodeId, NodeTypeName, SiteName
 from tests.cluster.aws_rig import ec2, moto_url  # noqa: F401 - fixtures
+from tests.cluster.ledger_places import ledger_place  # noqa: F401 - fixtures
+from tests.cluster.postgresql_server import postgresql_server  # noqa: F401 - fixtures
 
 
 def build_cluster_content(**provider: Any) -> dict[str, Any]:

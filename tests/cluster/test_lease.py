@@ -1,6 +1,5 @@
 """One acts, the others wait; who slept through the end of its lease is refused by the ledger."""
 
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from cluster.errors import NotLeaderError
 from cluster.lease import Lease
 from cluster.ledger import Books, Intent, Ledger
 from cluster.model import NodeId, NodeTypeName, SiteName
+from tests.cluster.ledger_places import LedgerPlace
 
 TTL_S = 15.0
 INTENT = Intent(
@@ -38,10 +38,8 @@ def accept(_books: Books) -> None:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    opened = Ledger(tmp_path / "ledger.db")
-    yield opened
-    opened.close()
+def ledger(ledger_place: LedgerPlace) -> Ledger:
+    return ledger_place.open()
 
 
 def test_the_first_holds_the_lease_and_the_second_waits(ledger: Ledger) -> None:

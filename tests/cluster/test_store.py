@@ -9,6 +9,7 @@ import pytest
 from cluster.errors import StateError
 from cluster.ledger import Ledger
 from cluster.model import Cordon, NodeId, NodePhase
+from cluster.store import Store
 from cluster.store_tables import SCHEMA_VERSION
 
 # What release 0.1.0 wrote, word for word.
@@ -94,3 +95,31 @@ def test_a_ledger_that_only_reads_does_not_bring_an_old_file_up_to_date(old_file
     with pytest.raises(StateError, match="must have schema version 2; got 1"):
         Ledger(old_file, reads_only=True)
     assert old_file.read_bytes() == before
+
+
+def test_a_file_refuses_a_writer_on_a_second_machine_and_says_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.db"
+    Store(file, machine_id="m1").close()
+    Store(file, machine_id="m1").close()
+    with pytest.raises(StateError, match="belongs to machine m1, and this is m2") as refusal:
+        Store(file, machine_id="m2")
+    assert "Set provider.store to kind: postgresql with url_env" in str(refusal.value)
+
+
+def test_the_command_that_the_refusal_names_moves_the_file_for_good(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.db"
+    Store(file, machine_id="m1").close()
+    with pytest.raises(StateError) as refusal:
+        Store(file, machine_id="m2")
+    statement = str(refusal.value).split('"')[1]
+    with sqlite3.connect(file) as connection:
+        connection.execute(statement)
+    Store(file, machine_id="m2").close()
+    with pytest.raises(StateError, match="belongs to machine m2"):
+        Store(file, machine_id="m1")
+
+
+def test_a_second_machine_may_read(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.db"
+    Store(file, machine_id="m1").close()
+    Store(file, machine_id="m2", reads_only=True).close()
