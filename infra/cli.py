@@ -16,7 +16,7 @@ from rich.live import Live
 import deployments
 from cluster.config import render_json_schema
 from cluster.errors import TidegateError
-from infra import cli_cluster
+from infra import cli_cluster, cli_dashboards
 from infra.cli_options import LOCAL_CLUSTER_FILE, ClusterFile
 from infra.demo import Demo, DemoLimits, StepResult
 from infra.embedded import Plan, build_plan, run_embedded
@@ -63,6 +63,7 @@ app = typer.Typer(
     help="Serve language models from the GPUs you own; burst to rented ones only while it pays.",
 )
 app.add_typer(cli_cluster.app)
+app.add_typer(cli_dashboards.app, name="dashboards")
 
 
 class Engine(StrEnum):

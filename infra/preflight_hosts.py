@@ -87,9 +87,16 @@ def inspect_hosts(
     """
     hosts = list_hosts(settings)
     jobs = [partial(_inspect_host, host) for host in hosts]
-    yield from _run_all(jobs, "hosts", on_progress)
-    if hosts and hosts[0].node_type == settings.head_node_type:
-        yield from _inspect_ports(hosts[0], hosts[1:], ports, on_progress=on_progress)
+    findings = list(_run_all(jobs, "hosts", on_progress))
+    yield from findings
+    if not hosts or hosts[0].node_type != settings.head_node_type:
+        return
+    head = hosts[0]
+    if any(finding.check == head.check and finding.verdict == "fail" for finding in findings):
+        fix = f"Mend what {head.name} lacks, then run doctor again."
+        yield Finding("ports", "fail", f"not tried: {head.name} isn't ready", fix)
+        return
+    yield from _inspect_ports(head, hosts[1:], ports, on_progress=on_progress)
 
 
 def judge_facts(host: HostToCheck, facts: Mapping[str, str], *, here_s: float) -> Iterator[Finding]:

@@ -1,8 +1,9 @@
 """Whether a cluster of SSH hosts and EC2 can start: every obstacle with its fix."""
 
-import socket
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import httpx
 
 from cluster.backend_settings import AwsBackendSettings, SshBackendSettings
 from cluster.config import ClusterSettings
@@ -11,7 +12,7 @@ from infra.preflight_aws import inspect_aws
 from infra.preflight_file import inspect_file
 from infra.preflight_hosts import inspect_hosts, list_hosts
 
-_CONNECT_S_MAX = 2.0
+_ANSWER_S_MAX = 2.0
 
 
 def needs_remote(settings: ClusterSettings) -> bool:
@@ -38,12 +39,13 @@ def _inspect_dashboard(settings: ClusterSettings, port: int) -> list[Finding]:
     """Return a warning if the dashboard of a running head answers this machine."""
     hosts = [host for host in list_hosts(settings) if host.node_type == settings.head_node_type]
     for host in hosts:
+        url = f"http://{host.target.address}:{port}/api/authentication_mode"
         try:
-            with socket.create_connection((host.target.address, port), timeout=_CONNECT_S_MAX):
-                pass
-        except OSError:
+            answer = httpx.get(url, timeout=_ANSWER_S_MAX, trust_env=False)
+        except httpx.HTTPError:
             continue
-        detail = f"answers on {host.target.address}:{port}; whoever has the token can run code"
-        fix = "Start Ray with --dashboard-host=127.0.0.1 and use `ray dashboard`."
-        return [Finding("dashboard from here", "warn", detail, fix)]
+        if answer.is_success:
+            detail = f"{host.target.address}:{port} answers; whoever has the token can run code"
+            fix = "Start Ray with --dashboard-host=127.0.0.1 and use `ray dashboard`."
+            return [Finding("dashboard from here", "warn", detail, fix)]
     return []

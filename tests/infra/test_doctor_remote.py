@@ -3,6 +3,7 @@
 import copy
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,13 @@ from cluster.model import SiteName
 from infra.preflight import RAY_VERSION, Finding
 from infra.preflight_aws import inspect_aws
 from infra.preflight_file import find_downloads, inspect_file
-from infra.preflight_hosts import HostToCheck, judge_facts, list_hosts
+from infra.preflight_hosts import (
+    HostToCheck,
+    _inspect_pair,
+    inspect_hosts,
+    judge_facts,
+    list_hosts,
+)
 from infra.preflight_ports import find_closed, list_head_ports, listen_on
 from tests.cluster.sshd_hosts import (
     SshdHost,
@@ -222,3 +229,48 @@ def test_without_credentials_aws_is_one_failure_with_the_way_to_get_some(
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     findings = look_at_aws(raw, parse_cluster_config(raw))
     assert [(f.verdict, "aws configure" in f.fix) for f in findings] == [("fail", True)]
+
+
+def test_hosts_are_asked_for_real_and_a_head_that_lacks_ray_ends_the_port_checks(
+    hosts: list[SshdHost], raw: dict[str, Any]
+) -> None:
+    """The machine answers and has no Ray where its site says, so its ports aren't tried."""
+    settings = build_hybrid_settings(raw, hosts[0])
+    assert settings.ports is not None
+    said: list[str] = []
+    findings = list(inspect_hosts(settings, settings.ports, on_progress=said.append))
+    head = find(findings, "host head-1")
+    assert (head.detail, "docs/hybrid.md" in head.fix) == ("has no Ray in /nowhere", True)
+    assert said == ["hosts 1 of 1"]
+
+
+def test_the_head_and_a_host_are_tried_both_ways(
+    hosts: list[SshdHost], raw: dict[str, Any]
+) -> None:
+    """Nobody listens on the head here, so that way is closed; the other is tried and open."""
+    settings = build_hybrid_settings(raw, hosts[0])
+    assert settings.ports is not None
+    head = list_hosts(settings)[0]
+    findings = _inspect_pair(head, replace(head, name="l40s-1"), settings.ports)
+    closed = [(finding.check, finding.verdict) for finding in findings]
+    assert closed == [("ports l40s-1 → head-1", "fail"), ("ports head-1 → l40s-1", "pass")]
+    assert str(settings.ports.gcs) in findings[0].detail
+
+
+def build_hybrid_settings(raw: dict[str, Any], host: SshdHost) -> ClusterSettings:
+    """Return the shipped file with one host, the head, and free ports."""
+    backend = raw["provider"]["sites"]["onprem"]["backend"]
+    site = build_ssh_settings([host])
+    backend["ssh"] |= {"user": site.ssh.user, "private_key": site.ssh.private_key}
+    backend["hosts"] = {
+        "head-1": {"address": host.address, "port": host.port, "node_type": "head"},
+    }
+    backend["env"]["TIDEGATE_VENV"] = "/nowhere"
+    raw["auth"]["ssh_private_key"] = site.ssh.private_key
+    raw["provider"]["sites"]["aws-us-east-1"]["backend"]["ssh"]["private_key"] = (
+        site.ssh.private_key
+    )
+    for node_type in ("onprem_l40s", "onprem_a100"):
+        raw["available_node_types"][node_type] |= {"min_workers": 0, "max_workers": 0}
+    raw["provider"]["ports"] |= {"gcs": 36379, "nodes": 36410, "workers": 37000}
+    return parse_cluster_config(raw)
