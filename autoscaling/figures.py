@@ -9,7 +9,7 @@ from cluster.budget import BudgetStatus
 from cluster.config import ClusterSettings
 from cluster.ledger_boot import BootRecord
 from cluster.ledger_sites import Hold, Listing
-from cluster.model import NodePhase, NodeRecord, SiteName, SoldOut
+from cluster.model import NodeRecord, SiteName, SoldOut
 from cluster.spend import Usd
 from deployments.signals import GatewaySignals
 
@@ -28,21 +28,17 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class LedgerView:
-    """What the ledger says; `nodes` holds every node there ever was."""
+    """What the ledger says. `history` holds every node there ever was, a minute ago or now."""
 
     budget: BudgetStatus
-    nodes: Sequence[NodeRecord] = ()
+    open_nodes: Sequence[NodeRecord] = ()
+    history: Sequence[NodeRecord] = ()
     spend_usd: Mapping[Period, Mapping[SiteName, Usd]] | None = None
     sold_out: Sequence[SoldOut] = ()
     holds: Sequence[Hold] = ()
     listings: Sequence[Listing] = ()
     boots: Sequence[BootRecord] = ()
     is_lease_held: bool = False
-
-    @property
-    def open_nodes(self) -> list[NodeRecord]:
-        """The nodes that aren't closed: all of them may cost money."""
-        return [node for node in self.nodes if node.phase is not NodePhase.CLOSED]
 
 
 @dataclass(frozen=True, slots=True)

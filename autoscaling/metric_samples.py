@@ -94,11 +94,11 @@ def _sample_nodes(settings: ClusterSettings, ledger: LedgerView, now_s: float) -
 
 def _sample_launches(settings: ClusterSettings, ledger: LedgerView) -> Iterator[Sample]:
     launches = Counter(
-        (node.site, node.node_type, find_market(settings, node)) for node in ledger.nodes
+        (node.site, node.node_type, find_market(settings, node)) for node in ledger.history
     )
     failures = Counter(
         (node.site, node.node_type, code)
-        for node in ledger.nodes
+        for node in ledger.history
         if (code := find_failure_code(node.closed_why)) is not None
     )
     known = [(kind.site, name) for name, kind in settings.node_types.items()]

@@ -114,14 +114,16 @@ def boot(name: str, stage: BootStage, at_s: float) -> BootRecord:
 
 
 def full_ledger() -> LedgerView:
+    open_nodes = [
+        node("a"),
+        node("b", phase=NodePhase.INTENDED, cordon=Cordon.DRAINING),
+        node("d", site=ONPREM, node_type="onprem_gpu", price="0"),
+    ]
+    closed = node("c", phase=NodePhase.CLOSED, closed_why="no capacity: none left")
     return LedgerView(
         budget=budget("1.861", "1.861"),
-        nodes=[
-            node("a"),
-            node("b", phase=NodePhase.INTENDED, cordon=Cordon.DRAINING),
-            node("c", phase=NodePhase.CLOSED, closed_why="no capacity: none left"),
-            node("d", site=ONPREM, node_type="onprem_gpu", price="0"),
-        ],
+        open_nodes=open_nodes,
+        history=[*open_nodes, closed],
         spend_usd={"day": {CLOUD: Decimal("1.5")}, "month": {CLOUD: Decimal(9)}},
         sold_out=[SoldOut(CLOUD, "g6e.2xlarge", "us-east-1a", "spot", "Insufficient", NOW_S + 60)],
         holds=[Hold(CLOUD, NodeTypeName("cloud_gpu"), NOW_S + 30, "none left")],
@@ -222,7 +224,9 @@ def test_limits_on_days_and_months_count_what_was_spent(full: Figures) -> None:
 
 def test_an_unknown_price_counts_as_a_limit_reached(settings: ClusterSettings) -> None:
     unknown: dict[SiteName, Decimal | None] = {CLOUD: None}
-    ledger = LedgerView(budget(None), [node("a", price=None)], {"day": unknown})
+    ledger = LedgerView(
+        budget(None), open_nodes=[node("a", price=None)], spend_usd={"day": unknown}
+    )
     found = sample(Figures(NOW_S, settings, ledger))
     assert found["tidegate_nodes_price_unknown", "cloud"] == 1
     assert found["tidegate_limit_state", "usd_per_hour", "hard"] == 1
@@ -358,8 +362,41 @@ def test_the_ledger_is_read_without_writing_to_it(
         reader.read()
     file = tmp_path / "tidegate-local" / "ledger.db"
     writer = Ledger(file, now_s=lambda: at_s - 1800)
+    _open_intent(writer, "a")
+    writer.mark_launched(NodeId("a"))
+    before = file.read_bytes()
+    view = reader.read()
+    assert reader.read() == view
+    assert view.spend_usd == {"day": {CLOUD: 1}, "month": {CLOUD: 1}}
+    assert [record.node_id for record in view.open_nodes] == ["a"]
+    assert [record.node_id for record in view.history] == ["a"]
+    assert sorted(record.stage for record in view.boots) == ["accepted", "intended"]
+    assert view.is_lease_held is False
+    assert file.read_bytes() == before
+
+
+def test_what_happens_after_the_first_look_is_seen_and_not_counted_twice(
+    settings: ClusterSettings, tmp_path: Path
+) -> None:
+    """The past is read anew after 60 s, boot stages at once."""
+    here = replace(settings, state_dir=tmp_path)
+    clock_s = [1_700_020_800.0]
+    writer = Ledger(tmp_path / "tidegate-local" / "ledger.db", now_s=lambda: clock_s[0])
+    reader = LedgerReader(lambda: here, now_s=lambda: clock_s[0])
+    assert reader.read().history == []
+    _open_intent(writer, "a")
+    view = reader.read()
+    assert ([one.node_id for one in view.open_nodes], view.history) == (["a"], [])
+    clock_s[0] += 60
+    writer.mark_launched(NodeId("a"))
+    view = reader.read()
+    assert [one.node_id for one in view.history] == ["a"]
+    assert [one.stage for one in view.boots] == [BootStage.INTENDED, BootStage.ACCEPTED]
+
+
+def _open_intent(ledger: Ledger, name: str) -> None:
     intent = Intent(
-        node_id=NodeId("a"),
+        node_id=NodeId(name),
         site=CLOUD,
         node_type=NodeTypeName("cloud_gpu"),
         is_head=False,
@@ -367,12 +404,4 @@ def test_the_ledger_is_read_without_writing_to_it(
         tags={},
         node_config={},
     )
-    writer.open_intents([intent], owner="test", check=lambda _books: None)
-    writer.mark_launched(NodeId("a"))
-    before = file.read_bytes()
-    view = reader.read()
-    assert view.spend_usd == {"day": {CLOUD: 1}, "month": {CLOUD: 1}}
-    assert [record.node_id for record in view.open_nodes] == ["a"]
-    assert {record.stage for record in view.boots} == {BootStage.INTENDED, BootStage.ACCEPTED}
-    assert view.is_lease_held is False
-    assert file.read_bytes() == before
+    ledger.open_intents([intent], owner="test", check=lambda _books: None)
