@@ -69,11 +69,12 @@ class Orders:
 
 @dataclass(slots=True)
 class _Sightings:
-    """What this process has seen of one site, by the monotonic clock."""
+    """What this process has seen of one site, by the monotonic clock; `ended_s` is wall time."""
 
     first_seen_s: dict[NodeId, float] = field(default_factory=dict)
     first_missed_s: dict[NodeId, float] = field(default_factory=dict)
     misses: dict[NodeId, int] = field(default_factory=dict)
+    ended_s: dict[NodeId, float] = field(default_factory=dict)
     silent: frozenset[NodeId] = frozenset()
 
 
@@ -132,8 +133,16 @@ class Reconciler:
         return Orders(to_end, to_close)
 
     def close_never_launched(self, node_id: NodeId) -> None:
-        """Close an intent whose owner ended, once its site was told to end what there may be."""
-        self._ledger.mark_closed(node_id, why=_WHY_NEVER)
+        """Close an intent whose owner ended, once its site was told to end what there may be.
+
+        Its site never listed it, and nobody else was there to end it: it cost nothing.
+        """
+        self._ledger.mark_closed(node_id, why=_WHY_NEVER, never_ran=True)
+
+    def note_ended(self, node_ids: Sequence[NodeId]) -> None:
+        """Note that the site accepted the end of nodes: it charges no longer."""
+        for node_id in node_ids:
+            self._seen.ended_s.setdefault(node_id, self._clock.wall_s())
 
     # --- what is missing
 
@@ -147,6 +156,7 @@ class Reconciler:
             return False  # It changed while its site was being asked.
         now_s, seen = self._clock.ticks_s(), self._seen
         missed_s = seen.first_missed_s.setdefault(record.node_id, now_s)
+        seen.ended_s.setdefault(record.node_id, looked_s)
         misses = seen.misses[record.node_id] = seen.misses.get(record.node_id, 0) + 1
         if record.node_id not in seen.first_seen_s and record.address is None:
             return now_s - missed_s >= settle_s
@@ -159,7 +169,8 @@ class Reconciler:
             return record.owner != self._conduct.owner and self._is_free(record)
         ended = record.phase is NodePhase.TERMINATING
         why = self.reasons.pop(record.node_id, "terminated") if ended else WHY_GONE
-        self._ledger.mark_closed(record.node_id, why=why)
+        ended_s = self._seen.ended_s.get(record.node_id)
+        self._ledger.mark_closed(record.node_id, why=why, ended_s=ended_s)
         return False
 
     # --- what is there
@@ -273,9 +284,13 @@ class Reconciler:
             for node_id in memory.keys() - missed:
                 del memory[node_id]
         seen.silent = frozenset(node_id for node_id, one in listed.items() if one.is_silent)
-        for node_id in (self.reasons.keys() | self.own_tags.keys()) - records.keys():
-            self.reasons.pop(node_id, None)
-            self.own_tags.pop(node_id, None)
+        for node_id in listed:
+            # It is there all the same: only an accepted end, below, says otherwise.
+            if node_id in records and records[node_id].phase is not NodePhase.TERMINATING:
+                seen.ended_s.pop(node_id, None)
+        for memory in (self.reasons, self.own_tags, seen.ended_s):
+            for node_id in memory.keys() - records.keys() - listed.keys():
+                del memory[node_id]
 
 
 def _is_news(instance: Instance, record: NodeRecord) -> bool:

@@ -165,6 +165,7 @@ class SiteWorker:
             self._ledger.mark_terminating(node_id, owner=self._conduct.owner)
             self._reconciler.reasons[node_id] = f"launch failed: {error}"
             self.backend.terminate([node_id])
+            self._reconciler.note_ended([node_id])
         del self._failed[node_id]
 
     def _terminate(self, node_ids: Sequence[NodeId]) -> None:
@@ -172,6 +173,7 @@ class SiteWorker:
             raise NotLeaderError(f"site {self.site} must be left to the autoscaler that leads.")
         if node_ids:
             self.backend.terminate(node_ids)
+            self._reconciler.note_ended(node_ids)
 
     def _note_tags(self, task: SetTags) -> None:
         for memory in (self._unsent_tags, self._reconciler.own_tags):
