@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 _TERMINATIONS_AT_ONCE = 32
 _SWAPS_MAX = 5
+_GRACE_S = 5
 _FULL_RETRY_S = 30.0
 _TAG_STATUS = "ray-node-status"
 _STATUS_READY = "up-to-date"
@@ -72,13 +73,16 @@ class SshBackend:
         state_dir: Path,
         ports: PortSettings,
         on_boot_stage: Callable[[NodeId, BootStage], None] | None = None,
+        grace_s: int = _GRACE_S,
     ) -> None:
         self._settings = settings
         self._site = site
         self._cluster = cluster
         self._ports = ports
         self._on_boot_stage = on_boot_stage
-        self._hosts = SshHosts(settings, site=site, cluster=cluster, folder=state_dir / cluster)
+        self._hosts = SshHosts(
+            settings, site=site, cluster=cluster, folder=state_dir / cluster, grace_s=grace_s
+        )
 
     @property
     def sold_out(self) -> Sequence[SoldOut]:
@@ -214,7 +218,7 @@ class SshBackend:
         why = self._hosts.explain_failure(host) if self._hosts.left_alone_s(host) > 0 else ""
         if not why:
             try:
-                self._hosts.change(host, SshHostDoor.end_node, node_id, self._cluster)
+                self._hosts.end_node(host, node_id)
             except BackendError as exc:
                 why = str(exc)
         if not why:

@@ -26,8 +26,8 @@ from cluster.model import (
     read_cordon,
 )
 
-_GRACE_S = 5
-_SCRIPT_S = 15.0
+_STATE_S = 5.0
+_CHANGE_S = 15.0
 _END_S = 40.0
 
 
@@ -94,7 +94,7 @@ class SshHostDoor:
 
     def read_state(self) -> HostState:
         """Return what is there."""
-        return self._call("status")
+        return self._call("status", limit_s=_STATE_S)
 
     def claim(self, spec: LaunchSpec) -> HostState:
         """Make the host a node if it is nobody's and not cordoned; see what came of it."""
@@ -113,17 +113,18 @@ class SshHostDoor:
         """Write down what an operator wants of the host. Idempotent."""
         return self._call("cordon", mark=mark or "")
 
-    def end_node(self, node_id: NodeId, cluster: ClusterName) -> HostState:
+    def end_node(self, node_id: NodeId, cluster: ClusterName, *, grace_s: int) -> HostState:
         """End every process of the node, remove what it left, and its claim last. Idempotent.
 
-        A claim of another node is left alone.
+        Processes are killed after `grace_s`. A claim of another node is left alone. Once begun, it
+        goes on without us.
         """
         head = json.dumps({"node_id": node_id, "cluster": cluster}, separators=(",", ":"))
         return self._call(
-            "end", limit_s=_END_S, node=node_id, claim=head.removesuffix("}"), grace_s=str(_GRACE_S)
+            "end", limit_s=_END_S, node=node_id, claim=head.removesuffix("}"), grace_s=str(grace_s)
         )
 
-    def _call(self, verb: str, *, limit_s: float = _SCRIPT_S, **values: str) -> HostState:
+    def _call(self, verb: str, *, limit_s: float = _CHANGE_S, **values: str) -> HostState:
         lines = [f"do={verb}", f"ray_tmp={quote_for_shell(self.ray_folder)}"]
         lines += [f"{name}={shlex.quote(text)}" for name, text in values.items()]
         script = "\n".join([*lines, _read_script()])

@@ -83,7 +83,7 @@ report() {
         elif has_seen_raylet "$held_node"; then
             echo "raylet died"
         fi
-    elif [ -e "$folder/claim.json" ]; then
+    elif [ -e "$folder/claim.json" ] && [ ! -s "$folder/claim.json" ]; then
         echo "claim empty"
     fi
     echo "end"

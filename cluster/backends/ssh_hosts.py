@@ -34,11 +34,13 @@ class SshHosts:
         site: SiteName,
         cluster: ClusterName,
         folder: Path,
+        grace_s: int,
     ) -> None:
         self._settings = settings
         self._site = site
         self._cluster = cluster
         self._folder = folder
+        self._grace_s = grace_s
         self.memory_file = folder / f"hosts-{site}.json"
         self._memory = HostMemory(self.memory_file)
         self._pauses = Pauses(first_s=settings.set_aside_s, max_s=settings.set_aside_s_max)
@@ -86,6 +88,16 @@ class SshHosts:
         with self._lock:
             self._memory.update([changed])
         return changed
+
+    def end_node(self, host: KnownHost, node_id: NodeId) -> KnownHost:
+        """Return the host after a node was ended on it.
+
+        Raises:
+            BackendError: something of the node may be left, and then its claim is.
+        """
+        return self.change(
+            host, SshHostDoor.end_node, node_id, self._cluster, grace_s=self._grace_s
+        )
 
     def aim(self, host: KnownHost) -> SshTarget:
         """Return the way to a host."""
@@ -197,7 +209,7 @@ class SshHosts:
                 continue
             logger.warning("site %s: host %s isn't needed for %s", self._site, host.name, node_id)
             try:
-                self.change(host, SshHostDoor.end_node, node_id, self._cluster)
+                self.end_node(host, node_id)
             except BackendError as exc:
                 logger.warning("site %s: %s; it is tried again later", self._site, exc)
 

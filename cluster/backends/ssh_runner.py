@@ -196,14 +196,15 @@ class SshCommandRunner(CommandRunnerInterface):  # type: ignore[misc] # Ray is u
 def _render_script(command: str, variables: Mapping[str, object]) -> str:
     """Return the remote command line: a login shell in the node's home and environment.
 
-    What isn't text is written as JSON, as Ray's own SSH runner does.
+    What isn't text is written as JSON, as Ray's own SSH runner does. Each command gets a process
+    group of its own (`set -m`): the terminal's end would take along what Ray left running.
     """
     texts = {
         name: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
         for name, value in variables.items()
     }
     exports = "".join(f"export {name}={shlex.quote(text)}; " for name, text in texts.items())
-    script = f"cd ~ && . {ENV_FILE} && {{ {exports}{command}\n}}"
+    script = f"set -m; cd ~ && . {ENV_FILE} && {{ {exports}{command}\n}}"
     return f"exec bash --login -c {shlex.quote(script)}"
 
 

@@ -33,6 +33,7 @@ KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 PermitUserRC no
 PrintMotd no
+KexAlgorithms curve25519-sha256
 PrintLastLog no
 MaxStartups 100
 MaxSessions 100
