@@ -17,6 +17,7 @@ from cluster.budget import BudgetStatus, budget_status
 from cluster.config import (
     ClusterSettings,
     ProviderSettings,
+    StoreSettings,
     parse_provider_section,
     read_cluster_file,
 )
@@ -24,6 +25,7 @@ from cluster.errors import StateError, TidegateError
 from cluster.ledger import Ledger
 from cluster.limits import money_limits
 from cluster.model import ClusterName, Instance, NodeTypeName, SiteName
+from cluster.store_place import find_place
 from deployments.signals import Blackboard
 from infra.plan import Observed, SiteLook
 
@@ -38,9 +40,10 @@ def look_at(
 ) -> Observed:
     """Return what can be learnt about a cluster from here; what can't be is in the notes."""
     raw = read_cluster_file(cluster_file)
-    sites = _list_sites(raw, settings, on_progress=on_progress)
+    provider = parse_provider_section(raw["provider"])
+    sites = _list_sites(provider, settings, on_progress=on_progress)
     notes: list[str] = []
-    held, budget = _read_ledger(settings, notes)
+    held, budget = _read_ledger(provider.store, settings, notes)
     record = _ask_head(settings, sites, notes)
     return Observed(
         sites=sites,
@@ -59,15 +62,9 @@ def find_head(sites: Mapping[SiteName, SiteLook]) -> Instance | None:
     )
 
 
-def ledger_file(settings: ClusterSettings) -> Path:
-    """Return where this machine keeps what it knows about the cluster."""
-    return settings.state_dir / settings.cluster_name / "ledger.db"
-
-
 def _list_sites(
-    raw: Mapping[str, Any], settings: ClusterSettings, *, on_progress: Callable[[str], None]
+    provider: ProviderSettings, settings: ClusterSettings, *, on_progress: Callable[[str], None]
 ) -> dict[SiteName, SiteLook]:
-    provider = parse_provider_section(raw["provider"])
     executor = ThreadPoolExecutor(max_workers=len(settings.sites), thread_name_prefix="look")
     asked: dict[SiteName, Future[list[Instance]]] = {}
     for site, site_settings in settings.sites.items():
@@ -110,15 +107,24 @@ def _read_answer(asked: "Future[list[Instance]]") -> SiteLook:
 
 
 def _read_ledger(
-    settings: ClusterSettings, notes: list[str]
+    store: StoreSettings, settings: ClusterSettings, notes: list[str]
 ) -> tuple[dict[NodeTypeName, Held], BudgetStatus | None]:
-    """Return holds and money as this machine's ledger has them; nothing where there is none."""
-    if not ledger_file(settings).exists():
-        return {}, None
+    """Return holds and money as the ledger has them; nothing where there is none to be read.
+
+    SQLite is this machine's own: what the head has spent stands in the head's. PostgreSQL is one.
+    """
     try:
-        ledger = Ledger(ledger_file(settings), reads_only=True)
+        place = find_place(
+            store,
+            state_dir=settings.state_dir,
+            cluster=settings.cluster_name,
+            environment=os.environ,
+        )
+        if isinstance(place, Path) and not place.exists():
+            return {}, None
+        ledger = Ledger(place, reads_only=True)
     except StateError as error:
-        notes.append(f"this machine's ledger can't be read: {error}")
+        notes.append(f"the ledger can't be read, so no spend and nothing sold out: {error}")
         return {}, None
     try:
         held = {
