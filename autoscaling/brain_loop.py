@@ -5,17 +5,25 @@ Memory is rebuilt from the last record, so a killed process goes on where it sto
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
 from autoscaling.guard import Offer
 from autoscaling.observation import Observed, build_snapshot
-from autoscaling.record import SchedulerReport, build_record, list_news, read_memory
+from autoscaling.record import (
+    SchedulerReport,
+    Surroundings,
+    build_record,
+    list_news,
+    read_memory,
+)
 from autoscaling.replicas import decide_replicas
 from autoscaling.snapshot import BurstPolicy, Decision, Reason, Snapshot
 from autoscaling.stability import ModelMemory
 from cluster.config import BurstSettings, ClusterSettings
+from cluster.notices import Notice
 from deployments.signals import Blackboard, GatewaySignals, Targets, decode_signals
 
 _log = logging.getLogger(__name__)
@@ -23,14 +31,21 @@ _log = logging.getLogger(__name__)
 # A gateway silent for this long is gone; its last words are taken off the board.
 _FORGET_S = 120.0
 
+# A node that was to be taken away and is still there after this long takes work again.
+_NOTICE_S_MAX = 1800.0
+
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where a tick looks besides the blackboard. `now_s` returns wall time."""
+    """Where a tick looks besides the blackboard. `now_s` returns wall time.
+
+    `list_problems` says what a person must mend, such as a cluster file that can't be used.
+    """
 
     read_settings: Callable[[], ClusterSettings]
     read_report: Callable[[], SchedulerReport]
     now_s: Callable[[], float]
+    list_problems: Callable[[], tuple[str, ...]] = tuple
 
 
 class BrainLoop:
@@ -42,14 +57,19 @@ class BrainLoop:
         self._memory: dict[str, ModelMemory] | None = None
         self._known: tuple[Reason, ...] = ()
         self._unreadable: set[str] = set()
+        self._tick_s = 0.0
+        self.notices: tuple[Notice, ...] = ()
+        self.serving: frozenset[str] = frozenset()
 
     def tick(self) -> Decision:
         """Return the decision just carried out.
 
         Raises what the GCS client raises when it is away; nothing is remembered then.
         """
+        began_s = time.monotonic()
         settings = self._sources.read_settings()
         report = self._sources.read_report()
+        self.notices = self._list_notices()
         requested = self._board.get_targets()
         if self._memory is None:
             self._memory = self._recall()
@@ -66,10 +86,31 @@ class BrainLoop:
         )
         decision = decide_replicas(snapshot, policy)
         self._act(decision, snapshot, requested)
-        self._board.put_decision(build_record(decision, snapshot, report))
+        self.serving = list_serving(observed.signals)
+        self._board.put_decision(build_record(decision, snapshot, report, self._look_around()))
         self._memory = dict(decision.memory)
         self._say(decision)
+        self._tick_s = time.monotonic() - began_s
         return decision
+
+    def _look_around(self) -> Surroundings:
+        return Surroundings(
+            problems=self._sources.list_problems(),
+            waiting=self._board.get_waiting(now_s=self._sources.now_s()),
+            brain_s=self._tick_s,
+        )
+
+    def _list_notices(self) -> tuple[Notice, ...]:
+        """Return the notices of nodes that may still be there; old ones are taken off the board."""
+        fresh: list[Notice] = []
+        for notice in self._board.list_notices():
+            if self._sources.now_s() - notice.noted_s > _NOTICE_S_MAX:
+                self._board.forget_notice(notice.node)
+                continue
+            if notice not in self.notices:
+                _log.warning("%s has a notice of %s", notice.node, notice.kind)
+            fresh.append(notice)
+        return tuple(fresh)
 
     def _act(self, decision: Decision, snapshot: Snapshot, requested: Targets | None) -> None:
         """Write the targets, unless they were written meanwhile or there is nothing to say.
@@ -127,6 +168,12 @@ class BrainLoop:
             if reason.code in changes or str(reason) in news:
                 _log.info("brain: %s", reason)
         self._known = reasons
+
+
+def list_serving(signals: Sequence[GatewaySignals]) -> frozenset[str]:
+    """Return the nodes that serve, by Ray's ids: a gateway counts a replica on each as running."""
+    pools = [pool for report in signals for model in report.models for pool in model.pools]
+    return frozenset(node for pool in pools for node in pool.ray_nodes)
 
 
 def build_policy(settings: BurstSettings) -> BurstPolicy:

@@ -8,19 +8,28 @@ import logging
 import os
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 from ray._common.ray_constants import LOGGING_ROTATE_BACKUP_COUNT, LOGGING_ROTATE_BYTES
 from ray._private import ray_constants
 from ray._private.ray_logging import setup_component_logger
+from ray._raylet import GcsClient  # type: ignore[attr-defined] # Ray ships no types
 from ray.autoscaler.v2.instance_manager.config import FileConfigReader
 from ray.autoscaler.v2.monitor import AutoscalerMonitor
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from autoscaling.brain_loop import BrainLoop, Sources
+from autoscaling.facts_reader import FactsReader
+from autoscaling.leadership import keep_in_background, wait_for_lease
 from autoscaling.metrics_exporter import serve_metrics
+from autoscaling.node_orders import NodeOrders
 from autoscaling.ray_scheduler import LocalFirstScheduler
 from autoscaling.record import SchedulerReport
-from autoscaling.settings_reader import SettingsReader, read_stamp
+from autoscaling.settings_reader import SettingsReader, find_ledger, read_stamp
+from cluster.lease import Lease
+from cluster.ledger import Ledger
+from cluster.owner import has_ended, open_owner
 from deployments.signals import Blackboard
 
 _BRAIN_S = 1.0
@@ -37,6 +46,7 @@ class ConfigReader(FileConfigReader):  # type: ignore[misc] # Ray ships no types
     """
 
     def __init__(self, path: Path) -> None:
+        self.error: str | None = None
         self._stamp = read_stamp(path)
         self._file = path
         super().__init__(config_file=str(path), skip_content_hash=True)
@@ -49,36 +59,80 @@ class ConfigReader(FileConfigReader):  # type: ignore[misc] # Ray ships no types
         self._stamp = stamp
         try:
             super().refresh_cached_autoscaling_config()
-        except Exception:  # noqa: BLE001 - whatever Ray's checks raise, the former file holds
-            _log.exception("Ray can't use the changed cluster file; the former one stays in force")
+        except Exception as exc:  # noqa: BLE001 - whatever Ray's checks raise, the former file holds
+            lead = "Ray can't use the changed cluster file, the former one stays in force"
+            self.error = f"{lead}: {exc}"
+            _log.exception(lead)
+        else:
+            self.error = None
 
 
 def run_autoscaler(
     *, gcs_address: str, config_path: Path, logs_dir: Path, settings: SettingsReader
 ) -> None:
-    """Run until something fails that only a new process can mend; the supervisor starts one."""
+    """Run until something fails that only a new process can mend; the supervisor starts one.
+
+    Waits, and only reads, while another process holds the lease.
+    """
     _set_up_logging(logs_dir)
+    board = Blackboard.from_address(gcs_address)
+    ledger = Ledger(find_ledger(settings.read()))
+    lease = _take_lease(ledger, board)
+    config = ConfigReader(config_path)
     monitor = AutoscalerMonitor(
         gcs_address,
-        ConfigReader(config_path),
+        config,
         log_dir=str(logs_dir),
         monitor_ip=gcs_address.rpartition(":")[0],
     )
-    scheduler = LocalFirstScheduler(settings.read, event_logger=monitor.event_logger)
-    monitor.autoscaler._scheduler = scheduler  # noqa: SLF001 - Ray offers no other door
+    monitor.autoscaler._cloud_instance_provider.v1_provider.use_lease(lease)  # noqa: SLF001 - Ray offers no other door
+    sources = Sources(
+        read_settings=settings.read,
+        read_report=lambda: scheduler.last_report or SchedulerReport(),
+        now_s=time.time,
+        list_problems=lambda: tuple(filter(None, (settings.error, config.error))),
+    )
+    brain = BrainLoop(board, sources)
+    orders = NodeOrders(ledger, partial(_drain, gcs_address), list_serving=lambda: brain.serving)
+    scheduler = LocalFirstScheduler(
+        settings.read,
+        read_facts=FactsReader(settings.read, lambda: brain.notices).read,
+        on_report=orders.submit,
+        event_logger=monitor.event_logger,
+    )
+    monitor.autoscaler._scheduler = scheduler  # noqa: SLF001 - as above
     serve_metrics(
         monitor.metric_reporter._prom_metrics.registry,  # noqa: SLF001 - as above
         board=Blackboard.from_address(gcs_address),
         read_settings=settings.read,
     )
-    sources = Sources(
-        read_settings=settings.read,
-        read_report=lambda: scheduler.last_report or SchedulerReport(),
-        now_s=time.time,
-    )
-    brain = BrainLoop(Blackboard.from_address(gcs_address), sources)
+    orders.start()
     threading.Thread(target=_think, args=(brain,), name="brain", daemon=True).start()
     monitor.run()
+
+
+def _take_lease(ledger: Ledger, board: Blackboard) -> Lease:
+    """Return the lease once this process holds it; from then on it is kept, or the process ends."""
+    holder = open_owner()
+    lease = Lease(ledger, holder, has_ended=has_ended)
+
+    def say_waiting() -> None:
+        try:
+            board.put_waiting(holder, at_s=time.time())
+        except Exception as exc:  # noqa: BLE001 - a courtesy; whatever the GCS client raises
+            _log.debug("the board can't be told that this process waits: %s", exc)
+
+    wait_for_lease(lease, say_waiting=say_waiting)
+    keep_in_background(lease)
+    return lease
+
+
+def _drain(gcs_address: str, ray_id: str, why: str) -> None:
+    """Ask Ray to empty a node: Serve starts replacements first, and the raylet ends when idle."""
+    preemption = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    is_accepted, refusal = GcsClient(address=gcs_address).drain_node(ray_id, preemption, why, 0)
+    if not is_accepted:
+        _log.warning("Ray doesn't drain %s: %s", ray_id, refusal)
 
 
 def _set_up_logging(logs_dir: Path) -> None:

@@ -23,32 +23,62 @@ _MEMORY: TypeAdapter[dict[str, ModelMemory]] = TypeAdapter(
 
 @dataclass(frozen=True, slots=True)
 class NodeSummary:
-    """A node as the decision record lists it."""
+    """A node as the decision record lists it.
+
+    `ray_id` is Ray's id in hexadecimal, None until Ray lists it. `cordon` is what an operator wants
+    of it, `is_noticed` whether its site has announced to take it away.
+    """
 
     id: str
     node_type: str
     site: str
     is_owned: bool
     state: str
+    ray_id: str | None = None
+    cordon: str | None = None
+    is_noticed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerReport:
     """What the scheduler's last tick saw and decided.
 
-    `blocked_sites` says, by site, why demand for it gets no node.
+    `refusals` counts what each limit refused, by the limit's name. `blocked_sites` says, by site,
+    why demand for it gets no node. `tick_s` is how long the tick took.
     """
 
     nodes: tuple[NodeSummary, ...] = ()
     launches: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+    refusals: Mapping[str, int] = field(default_factory=dict)
     usd_per_hour: Decimal = Decimal(0)
     blocked_sites: Mapping[str, str] = field(default_factory=dict)
+    tick_s: float = 0.0
 
 
-def build_record(decision: Decision, snapshot: Snapshot, report: SchedulerReport) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What else people want to know of the process that decides.
+
+    `problems` are things a person must mend, such as a cluster file that can't be used. `waiting`
+    says who waits to take over. `brain_s` is how long the brain's last tick took.
+    """
+
+    is_leader: bool = True
+    problems: tuple[str, ...] = ()
+    waiting: str | None = None
+    brain_s: float = 0.0
+
+
+def build_record(
+    decision: Decision,
+    snapshot: Snapshot,
+    report: SchedulerReport,
+    around: Surroundings = Surroundings(),
+) -> dict[str, Any]:
     """Return the record of one decision, ready for JSON."""
+    codes = {(reason.code, reason.subject) for reason in (*decision.reasons, *decision.unmet)}
     return {
         "decided_s": snapshot.now_s,
         "targets": decision.targets,
@@ -56,13 +86,26 @@ def build_record(decision: Decision, snapshot: Snapshot, report: SchedulerReport
         "burst": find_burst_state(decision, snapshot, report),
         "reasons": [str(reason) for reason in decision.reasons] + list(report.reasons),
         "unmet": [str(reason) for reason in decision.unmet],
-        "limits": list(report.limits),
+        "codes": [list(code) for code in sorted(codes)],
+        "limits": [*around.problems, *report.limits],
+        "refusals": dict(report.refusals),
         "usd_per_hour": str(report.usd_per_hour),
-        "nodes": [
-            {"id": node.id, "type": node.node_type, "site": node.site, "state": node.state}
-            for node in report.nodes
-        ],
+        "nodes": [_describe_node(node) for node in report.nodes],
+        "is_leader": around.is_leader,
+        "waiting": around.waiting,
+        "tick_s": {"brain": around.brain_s, "scheduler": report.tick_s},
         "memory": _MEMORY.dump_python(dict(decision.memory), mode="json"),
+    }
+
+
+def _describe_node(node: NodeSummary) -> dict[str, Any]:
+    return {
+        "id": node.id,
+        "type": node.node_type,
+        "site": node.site,
+        "state": node.state,
+        "cordon": node.cordon,
+        "noticed": node.is_noticed,
     }
 
 

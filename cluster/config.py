@@ -242,6 +242,7 @@ class ClusterSettings:
     limits: Limits
     burst: BurstSettings
     ports: PortSettings | None
+    store: StoreSettings
 
 
 def load_cluster_file(path: str | Path) -> ClusterSettings:
@@ -351,6 +352,7 @@ def _build_settings(content: ClusterFile) -> ClusterSettings:
         limits=provider.limits,
         burst=provider.burst,
         ports=provider.ports,
+        store=provider.store,
     )
 
 

@@ -406,6 +406,7 @@ class Gateway:
             replicas_running=len(replicas),
             streams_running=streams,
             kv_use_ratio=sum(ratios) / len(ratios) if ratios else None,
+            ray_nodes=tuple(sorted({one.ray_node for one in replicas if one.ray_node})),
         )
 
 

@@ -96,6 +96,7 @@ class PoolRouter(RequestRouter):  # type: ignore[misc]  # Ray ships no types
             ongoing=ongoing,
             heard_s=heard_s,
             kv_use_ratio=float(ratio) if isinstance(ratio, int | float) else None,
+            ray_node=str(replica.node_id),
         )
 
     async def _look_at(self, replica: Any) -> None:

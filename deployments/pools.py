@@ -43,13 +43,17 @@ class ReplicaAddress:
 
 @dataclass(frozen=True, slots=True)
 class SeenReplica:
-    """A running replica; `ongoing` is its own count of slots taken when it was last heard."""
+    """A running replica; `ongoing` is its own count of slots taken when it was last heard.
+
+    `ray_node` is the node it runs on, by Ray's id in hexadecimal, None = unknown.
+    """
 
     replica_id: str
     address: ReplicaAddress | None
     ongoing: int = 0
     heard_s: float = 0.0
     kv_use_ratio: float | None = None
+    ray_node: str | None = None
 
 
 class Pool(Protocol):

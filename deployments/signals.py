@@ -13,17 +13,23 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter
 
-NAMESPACE = b"tidegate"
+from cluster.notices import BOARD_NAMESPACE as NAMESPACE
+from cluster.notices import NOTICES_PREFIX, Notice, decode_notice
+
 _SIGNALS_PREFIX = b"signals/"
 _TARGETS_KEY = b"targets"
 _DECISION_KEY = b"decision"
+_WAITING_KEY = b"waiting"
 _CLOSING_AGE_S_MAX = 10.0
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
 class PoolSignal:
-    """One pool as one gateway sees it. `kv_use_ratio` None means unknown, which is not zero."""
+    """One pool as one gateway sees it. `kv_use_ratio` None means unknown, which is not zero.
+
+    `ray_nodes` are the nodes its replicas run on, by Ray's ids in hexadecimal.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -39,6 +45,7 @@ class PoolSignal:
     replicas_running: int
     streams_running: int
     kv_use_ratio: float | None = None
+    ray_nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +214,36 @@ class Blackboard:
         """The last decision record; None if none was ever written."""
         raw = self._get(_DECISION_KEY)
         return None if raw is None else _DECISION.validate_json(raw)
+
+    def list_notices(self) -> list[Notice]:
+        """What sites have announced to take away, by node; what can't be read is removed."""
+        keys = self._gcs.internal_kv_keys(NOTICES_PREFIX, NAMESPACE, self._timeout_s)
+        found: list[Notice] = []
+        for key in sorted(keys):
+            raw = self._get(key)
+            try:
+                if raw is not None:
+                    found.append(decode_notice(raw))
+            except ValueError:
+                self.forget_notice(key.removeprefix(NOTICES_PREFIX).decode())
+        return found
+
+    def forget_notice(self, node: str) -> None:
+        """Remove what was announced for a node; nothing happens if nothing was."""
+        key = NOTICES_PREFIX + node.encode()
+        self._gcs.internal_kv_del(key, False, NAMESPACE, self._timeout_s)  # noqa: FBT003 - its API
+
+    def put_waiting(self, who: str, *, at_s: float) -> None:
+        """Say that another autoscaler waits to take over."""
+        self._put(_WAITING_KEY, _DECISION.dump_json({"who": who, "at_s": at_s}))
+
+    def get_waiting(self, *, now_s: float) -> str | None:
+        """Who waits to take over; None if nobody said so lately."""
+        raw = self._get(_WAITING_KEY)
+        if raw is None:
+            return None
+        said = _DECISION.validate_json(raw)
+        return str(said["who"]) if now_s - float(said["at_s"]) <= _CLOSING_AGE_S_MAX else None
 
     def _put(self, key: bytes, value: bytes) -> None:
         self._gcs.internal_kv_put(key, value, True, NAMESPACE, self._timeout_s)  # noqa: FBT003 - its API

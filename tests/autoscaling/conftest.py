@@ -54,7 +54,7 @@ _CONTENT: dict[str, Any] = {
             "cloud_gpu": {"site": "cloud", "market": "on_demand", "usd_per_hour": 1.5},
             "cloud_dear": {"site": "cloud", "market": "on_demand", "usd_per_hour": 90},
         },
-        "limits": {"launches_per_tick": 3, "usd_per_hour": 4.0},
+        "limits": {"launches_per_tick": 3, "usd_per_hour": 4.0, "lease_s_min": 0},
     },
     "available_node_types": {
         "head": {

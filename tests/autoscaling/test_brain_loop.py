@@ -10,6 +10,7 @@ from autoscaling.brain_loop import BrainLoop, Sources, build_policy
 from autoscaling.record import SchedulerReport
 from autoscaling.snapshot import BurstPolicy
 from cluster.config import BurstSettings, parse_cluster_config
+from cluster.notices import Notice, encode_notice
 from deployments.signals import Blackboard, GatewaySignals, ModelSignal, PoolSignal, Targets
 
 POOLS = tuple(
@@ -57,7 +58,10 @@ class Bench:
         self.board = Blackboard(self.memory)
         self.now_s = 1000.0
         settings = parse_cluster_config(content)
-        self.sources = Sources(lambda: settings, SchedulerReport, lambda: self.now_s)
+        self.problems: tuple[str, ...] = ()
+        self.sources = Sources(
+            lambda: settings, SchedulerReport, lambda: self.now_s, lambda: self.problems
+        )
         self.brain = BrainLoop(self.board, self.sources)
 
     def restart(self) -> None:
@@ -168,6 +172,44 @@ def _read_then(read: Callable[[], Any], meanwhile: Callable[[], None]) -> Callab
         return replace(found)
 
     return both
+
+
+def test_a_notice_is_known_until_its_node_must_be_gone(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    notice = Notice("cloud-1", "abc", "interruption", bench.now_s, 120.0)
+    bench.memory.values[b"notices/cloud-1"] = encode_notice(notice)
+    bench.memory.values[b"notices/odd"] = b"{}"
+    bench.ticks(3)
+    assert bench.brain.notices == (notice,)
+    assert caplog.text.count("cloud-1 has a notice of interruption") == 1
+    assert b"notices/odd" not in bench.memory.values
+    bench.now_s += 1801
+    bench.ticks(1)
+    assert bench.brain.notices == ()
+    assert b"notices/cloud-1" not in bench.memory.values
+
+
+def test_the_nodes_that_serve_are_those_gateways_count_replicas_on(bench: Bench) -> None:
+    pools = (replace(POOLS[0], ray_nodes=("a", "b")), replace(POOLS[1], ray_nodes=("c",)))
+    model = ModelSignal("m", "m", 0, 0, 0, 0, 0.0, pools)
+    bench.board.put_signals(GatewaySignals("g", bench.now_s, (model,)))
+    bench.ticks(1, waiting=None)
+    assert bench.brain.serving == {"a", "b", "c"}
+
+
+def test_the_record_says_what_a_person_must_mend_and_who_waits(bench: Bench) -> None:
+    bench.problems = ("the cluster file can't be used",)
+    bench.board.put_waiting("another", at_s=bench.now_s)
+    bench.ticks(1)
+    record = bench.board.get_decision()
+    assert record is not None
+    assert (record["limits"][0], record["waiting"]) == (bench.problems[0], "another")
+    bench.problems = ()
+    bench.ticks(20)
+    record = bench.board.get_decision()
+    assert record is not None
+    assert (record["limits"], record["waiting"]) == ([], None)
 
 
 def test_every_brain_setting_of_the_cluster_file_reaches_the_policy() -> None:

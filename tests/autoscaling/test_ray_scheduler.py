@@ -1,5 +1,6 @@
 """Ray's scheduling requests through our scheduler, with Ray's own messages and no Ray process."""
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -16,8 +17,12 @@ from ray.core.generated.autoscaler_pb2 import (
 from ray.core.generated.common_pb2 import LabelSelectorOperator
 from ray.core.generated.instance_manager_pb2 import Instance, NodeKind, TerminationRequest
 
+from autoscaling.facts import NodeFact, SiteFacts
+from autoscaling.guard import Held
 from autoscaling.ray_scheduler import LocalFirstScheduler
+from cluster.budget import MoneyLimits, SpendNow, budget_status
 from cluster.config import parse_cluster_config
+from cluster.model import Cordon
 
 _IN = LabelSelectorOperator.LABEL_OPERATOR_IN
 _PLACE = ResourceRequestUtil.PlacementConstraintType
@@ -68,7 +73,10 @@ class Bench:
 
     def __init__(self, content: dict[str, Any]) -> None:
         self.content = content
-        self.scheduler = LocalFirstScheduler(lambda: parse_cluster_config(content))
+        self.facts = SiteFacts()
+        self.scheduler = LocalFirstScheduler(
+            lambda: parse_cluster_config(content), read_facts=lambda: self.facts
+        )
         self.instances = [self.node("head", "head", kind=NodeKind.HEAD)]
 
     def node(self, node_type: str, name: str, **state: Any) -> AutoscalerInstance:
@@ -224,3 +232,95 @@ def test_the_report_says_what_was_launched_and_for_what(bench: Bench) -> None:
     assert report.reasons == ("launch 1 x cloud_gpu for {GPU: 1} at site=cloud",)
     assert [(n.id, n.state, n.site) for n in report.nodes] == [("head", "HEAD", "onprem")]
     assert str(report.usd_per_hour) == "1.5"
+
+
+def test_a_sold_out_type_is_named_with_its_reason_and_the_next_one_is_used(bench: Bench) -> None:
+    """The owned type is at its maximum; the cheap cloud type is held, so the dear one is asked."""
+    bench.content["provider"]["limits"]["usd_per_hour"] = 100
+    why = "is sold out until 12:00:00 UTC: InsufficientInstanceCapacity"
+    bench.facts = SiteFacts(holds={"cloud_gpu": Held("sold_out", why)})
+    assert launched(bench.ask(want("cloud"))) == {"cloud_dear": 1}
+    bench.facts = SiteFacts(holds=dict.fromkeys(("cloud_gpu", "cloud_dear"), Held("sold_out", why)))
+    assert launched(bench.ask(want("cloud"))) == {}
+    report = bench.scheduler.last_report
+    assert report is not None
+    assert f"cloud_gpu {why}" in report.limits
+    assert report.refusals == {"sold_out": 2}
+
+
+def test_a_spent_month_stops_the_cloud_is_reported_and_leaves_on_prem_alone(bench: Bench) -> None:
+    """10.2 of 10 USD are spent: the ledger says so to whoever asks, a new process too."""
+    limits = MoneyLimits(usd_per_month=Decimal(10))
+    spent = budget_status(SpendNow(now_s=0.0, month_usd=Decimal("10.2")), limits)
+    bench.facts = SiteFacts(budget=spent, warnings=("usd_per_month is reached",))
+    assert launched(bench.ask(want("cloud"), want("onprem"))) == {"onprem_gpu": 1}
+    report = bench.scheduler.last_report
+    assert report is not None
+    assert report.limits[0] == "usd_per_month is reached"
+    assert any("10.20 $ are spent" in text for text in report.limits)
+
+
+def test_launches_on_their_way_to_the_ledger_count_against_the_day(bench: Bench) -> None:
+    """A lease of an hour at 1.5 USD; 2 USD are left: one queued node leaves no room for another."""
+    limits = MoneyLimits(usd_per_day=Decimal(2), lease_s_min=3600.0)
+    bench.facts = SiteFacts(budget=budget_status(SpendNow(now_s=0.0), limits))
+    assert launched(bench.ask(want("cloud"))) == {"cloud_gpu": 1}
+    queued = bench.node("cloud_gpu", "q", status=Instance.QUEUED)
+    queued.im_instance.cloud_instance_id = ""
+    bench.instances.append(queued)
+    assert launched(bench.ask(want("cloud"), want("cloud"))) == {}
+
+
+@pytest.mark.parametrize("cordon", list(Cordon))
+def test_a_cordoned_node_takes_no_demand_and_keeps_its_place(bench: Bench, cordon: Cordon) -> None:
+    """One of two on-prem nodes is cordoned, four GPUs free: the fifth task goes to the cloud."""
+    bench.instances += [bench.node("onprem_gpu", name) for name in ("a", "b")]
+    assert launched(bench.ask(*[want()] * 5)) == {}
+    bench.facts = SiteFacts(nodes={"b": NodeFact(0.0, cordon)})
+    assert launched(bench.ask(*[want()] * 5)) == {"cloud_gpu": 1}
+
+
+def test_a_noticed_node_is_replaced_before_it_is_gone(bench: Bench) -> None:
+    bench.instances.append(bench.node("cloud_gpu", "c"))
+    assert launched(bench.ask(want("cloud"))) == {}
+    bench.facts = SiteFacts(noticed=frozenset({"c"}))
+    assert launched(bench.ask(want("cloud"))) == {"cloud_gpu": 1}
+    report = bench.scheduler.last_report
+    assert report is not None
+    assert [node.is_noticed for node in report.nodes] == [False, True]
+
+
+def test_a_draining_node_goes_as_soon_as_it_is_idle_and_not_before(bench: Bench) -> None:
+    bench.instances.append(bench.node("onprem_gpu", "a", idle_s=0))
+    bench.facts = SiteFacts(read_s=10.0, nodes={"a": NodeFact(0.0, Cordon.DRAINING)})
+    assert bench.ask().to_terminate == []
+    bench.instances[-1] = bench.node("onprem_gpu", "a", idle_s=2)
+    (ended,) = bench.ask().to_terminate
+    assert (ended.instance_id, ended.cause) == ("a", TerminationRequest.Cause.IDLE)
+    assert ended.ray_node_id == "a"
+
+
+def test_a_draining_head_is_never_ended(bench: Bench) -> None:
+    bench.instances = [bench.node("head", "head", kind=NodeKind.HEAD, idle_s=1e6)]
+    bench.facts = SiteFacts(nodes={"head": NodeFact(0.0, Cordon.DRAINING)})
+    assert bench.ask().to_terminate == []
+
+
+def test_an_idle_cloud_node_is_kept_for_its_lease_and_the_record_says_so(bench: Bench) -> None:
+    bench.content["provider"]["limits"]["lease_s_min"] = 600
+    bench.instances.append(bench.node("cloud_gpu", "c", idle_s=100))
+    bench.facts = SiteFacts(read_s=1500.0, nodes={"c": NodeFact(launched_s=1000.0)})
+    assert bench.ask().to_terminate == []
+    report = bench.scheduler.last_report
+    assert report is not None
+    assert report.reasons == ("c idles and stays 100 s more: lease_s_min is 600 s",)
+    bench.facts = SiteFacts(read_s=1600.0, nodes={"c": NodeFact(launched_s=1000.0)})
+    assert [t.instance_id for t in bench.ask().to_terminate] == ["c"]
+
+
+def test_idle_nodes_go_home_dearest_first_and_owned_ones_last(bench: Bench) -> None:
+    kinds = {"o": "onprem_gpu", "c": "cloud_gpu", "d": "cloud_dear"}
+    bench.instances += [bench.node(kind, name, idle_s=1000) for name, kind in kinds.items()]
+    assert [t.instance_id for t in bench.ask().to_terminate] == ["d", "c", "o"]
+    bench.instances[2] = bench.node("cloud_gpu", "c", idle_s=0)
+    assert [t.instance_id for t in bench.ask().to_terminate] == ["d"]

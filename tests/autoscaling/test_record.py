@@ -21,6 +21,7 @@ REPORT = SchedulerReport(
     nodes=(CLOUD_NODE,),
     reasons=("launch 1 x cloud_gpu for {GPU: 1} at site=cloud",),
     limits=("site cloud is full: 2 of 2 nodes",),
+    refusals={"site": 1},
     usd_per_hour=Decimal("1.861"),
 )
 
@@ -54,9 +55,23 @@ def test_the_record_is_json_with_the_names_others_read() -> None:
         "burst": "open",
         "reasons": ["m: held", "launch 1 x cloud_gpu for {GPU: 1} at site=cloud"],
         "unmet": [],
+        "codes": [["hold", "m"]],
         "limits": ["site cloud is full: 2 of 2 nodes"],
+        "refusals": {"site": 1},
         "usd_per_hour": "1.861",
-        "nodes": [{"id": "n1", "type": "cloud_gpu", "site": "cloud", "state": "RAY_RUNNING"}],
+        "nodes": [
+            {
+                "id": "n1",
+                "type": "cloud_gpu",
+                "site": "cloud",
+                "state": "RAY_RUNNING",
+                "cordon": None,
+                "noticed": False,
+            }
+        ],
+        "is_leader": True,
+        "waiting": None,
+        "tick_s": {"brain": 0.0, "scheduler": 0.0},
     }
     assert read_memory({"memory": memory}) == decision.memory
 
