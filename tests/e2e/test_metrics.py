@@ -8,6 +8,7 @@ server, the gateway, the ledger and the dashboard's expressions meet. Skipped wi
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -44,7 +45,9 @@ CLOUD = SiteName("cloud")
 
 
 @pytest.fixture(scope="module")
-def prometheus(emulated: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+def prometheus(
+    emulated: Served, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PrometheusServer]:
     """Prometheus, once it has scraped every job; something is sold out and held back."""
     folder = tmp_path_factory.mktemp("prometheus")
     file = Path(cluster.__file__).parent / "local.yaml"
@@ -54,8 +57,8 @@ def prometheus(emulated: Served, tmp_path_factory: pytest.TempPathFactory) -> It
     rules.write_text(render_rules(build_rules(Thresholds())))
     scraping = Scraping(state / "auth_token", interval_s=2, rule_files=(str(rules),))
     ask(emulated)
-    write_what_clouds_say(state / "ledger.db")
-    with run_prometheus(folder, render_prometheus(settings, scraping)) as server:
+    configuration = render_prometheus(settings, scraping)
+    with sold_out_cloud(state / "ledger.db"), run_prometheus(folder, configuration) as server:
 
         def is_scraped() -> bool:
             found = server.targets()
@@ -81,14 +84,24 @@ def ask(emulated: Served) -> None:
     assert answer.status_code == 200, answer.text
 
 
-def write_what_clouds_say(file: Path) -> None:
-    """Note a sold-out offering and a hold, which the embedded cloud never has by itself."""
+@contextmanager
+def sold_out_cloud(file: Path) -> Iterator[None]:
+    """Note a sold-out offering and a hold, which the embedded cloud never has by itself.
+
+    The ledger outlives the cluster: what was noted is taken back.
+    """
     until_s = time.time() + 3600
     ledger = Ledger(file)
+    held = NodeTypeName("cloud_gpu")
     offering = SoldOut(CLOUD, "g6e.2xlarge", "a", "on_demand", "InsufficientCapacity", until_s)
     ledger.replace_sold_out(CLOUD, [offering])
-    ledger.hold_type(CLOUD, NodeTypeName("cloud_gpu"), until_s, "all of it is sold out")
-    ledger.close()
+    ledger.hold_type(CLOUD, held, until_s, "all of it is sold out")
+    try:
+        yield
+    finally:
+        ledger.replace_sold_out(CLOUD, [])
+        ledger.lift_hold(CLOUD, held)
+        ledger.close()
 
 
 def fill_in(expr: str) -> str:
