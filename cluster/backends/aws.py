@@ -161,6 +161,17 @@ class AwsBackend:
                 if one.instance_id in keepers:
                     self._sightings.forget(one.instance_id)
 
+    def end_warm_pool(self) -> None:
+        """End the instances that are kept stopped, and keep none from now on: for `ray down`.
+
+        Idempotent.
+
+        Raises:
+            BackendError: some may not have been ended; the caller retries.
+        """
+        with self._lock:
+            self._warm.end_all(self._client.deadline_s())
+
     def list_instances(self) -> list[Instance]:
         """Return the site's nodes; what EC2 may have left out is listed as it was."""
         with self._lock:

@@ -44,6 +44,7 @@ class WarmPool:
         self._markets = markets
         # How often in a row an instance was seen that is warm but runs.
         self._seen_running: dict[str, int] = {}
+        self._keeps = True
 
     def start_one(
         self, spec: LaunchSpec, config: AwsNodeConfig, offerings: Sequence[Offering], until_s: float
@@ -67,6 +68,8 @@ class WarmPool:
     def pick_keepers(self, ending: Sequence[Ec2Instance], until_s: float) -> dict[str, str]:
         """Return the instances that are kept instead of ended, each with its node type."""
         keepers: dict[str, str] = {}
+        if not self._keeps:
+            return keepers
         room: dict[str, int] = {}
         for one in ending:
             spec = self._read_keepable(one)
@@ -86,6 +89,13 @@ class WarmPool:
         for instance_id, node_type in keepers.items():
             self._instances.tag([instance_id], {TAG_WARM: node_type}, until_s=until_s)
         self._instances.stop(list(keepers), until_s=until_s)
+
+    def end_all(self, until_s: float) -> None:
+        """End what is kept, of every node type, and keep nothing from now on."""
+        self._keeps = False
+        found = self._instances.describe(until_s=until_s, by="tag-key", values=[TAG_WARM])
+        kept = [one.instance_id for one in found if not one.is_gone]
+        self._instances.end(kept, until_s=until_s)
 
     def finish_stops(self, warm: Sequence[Ec2Instance], until_s: float) -> None:
         """Stop what is warm but has been running for several listings: a crash left it so.

@@ -133,3 +133,15 @@ def test_a_crash_between_tag_and_start_leaves_a_stopped_node_that_its_site_ends(
     assert (instance.spec.node_id, instance.state) == ("n-2", InstanceState.STOPPED)
     restarted.terminate([SECOND])
     assert (ec2.list_ec2(), list_stopped(ec2)) == ([], [])
+
+
+def test_the_end_of_the_cluster_is_the_end_of_what_was_kept_and_of_keeping(ec2: Ec2Rig) -> None:
+    backend = ec2.open()
+    for node_id in ("n-1", "n-2"):
+        backend.launch(build_warm_spec(node_id, kept_max=2))
+    backend.terminate([FIRST])
+    assert len(list_stopped(ec2)) == 1
+    leaving = ec2.open()
+    leaving.end_warm_pool()
+    leaving.terminate([SECOND])
+    assert (ec2.list_ec2(), list_stopped(ec2)) == ([], [])
