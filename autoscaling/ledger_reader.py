@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from autoscaling.figures import LedgerView
+from autoscaling.settings_reader import find_ledger
 from cluster.budget import budget_status
 from cluster.config import ClusterSettings
 from cluster.ledger import Ledger
@@ -12,6 +12,7 @@ from cluster.ledger_boot import BootRecord
 from cluster.limits import money_limits
 from cluster.model import BootStage, NodeId, NodeRecord
 from cluster.spend import day_window, month_window
+from cluster.store_place import Place
 
 _HISTORY_EVERY_S = 60.0
 _BOOT_WRITTEN_LATE_S_MAX = 3600.0
@@ -32,7 +33,7 @@ class LedgerReader:
     ) -> None:
         self._read_settings = read_settings
         self._now_s = now_s
-        self._open: tuple[Path, Ledger] | None = None
+        self._open: tuple[Place, Ledger] | None = None
         self._history: tuple[float, list[NodeRecord]] | None = None
         self._boots: dict[tuple[NodeId, BootStage], BootRecord] = {}
 
@@ -43,7 +44,7 @@ class LedgerReader:
             StateError: there is none yet, or it can't be read.
         """
         settings = self._read_settings()
-        ledger = self._ledger(settings.state_dir / settings.cluster_name / "ledger.db")
+        ledger = self._ledger(find_ledger(settings))
         now_s = self._now_s()
         return LedgerView(
             budget=budget_status(ledger.spend_now(), money_limits(settings.limits)),
@@ -71,11 +72,11 @@ class LedgerReader:
             self._boots[boot.node_id, boot.stage] = boot
         return list(self._boots.values())
 
-    def _ledger(self, file: Path) -> Ledger:
-        """Return the open ledger, another one if the cluster file names another folder."""
-        if self._open is not None and self._open[0] != file:
+    def _ledger(self, place: Place) -> Ledger:
+        """Return the open ledger, another one if the cluster file names another place."""
+        if self._open is not None and self._open[0] != place:
             self._open[1].close()
             self._open, self._history, self._boots = None, None, {}
         if self._open is None:
-            self._open = (file, Ledger(file, now_s=self._now_s, reads_only=True))
+            self._open = (place, Ledger(place, now_s=self._now_s, reads_only=True))
         return self._open[1]
