@@ -19,7 +19,7 @@ from infra.cli_options import (
     confirm,
     write_report,
 )
-from infra.embedded import open_observer, resolve_cluster
+from infra.embedded import resolve_cluster
 from infra.plan import plan_changes
 from infra.plan_view import describe_plan, render_plan
 from infra.preflight import Finding, inspect
@@ -27,6 +27,7 @@ from infra.preflight_remote import inspect_remote, needs_remote
 from infra.preflight_view import describe_findings, render_findings
 from infra.progress import step
 from infra.render import render_cluster_file
+from infra.status import read_status
 from infra.status_view import describe_status, render_status
 
 app = typer.Typer()
@@ -92,8 +93,9 @@ def status(
 ) -> None:
     """Show nodes, pools, burst state, limits and spend, what is sold out, and the reasons."""
     file, settings = resolve_cluster(cluster_file, port_offset=port_offset)
-    view = open_observer(file, settings).look()
-    write_report(output, describe_status(view), render_status(view))
+    with step(f"Status of {settings.cluster_name}"):
+        found = read_status(file, settings)
+    write_report(output, describe_status(found), render_status(found))
 
 
 @app.command(epilog="Example:  tidegate cordon cluster/hybrid.yaml l40s-2")

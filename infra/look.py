@@ -13,6 +13,7 @@ from typing import Any
 from autoscaling.guard import Held
 from cluster.backend_settings import ProcessBackendSettings
 from cluster.backends.open import open_backend
+from cluster.backends.ssh_access import SshTarget
 from cluster.budget import BudgetStatus, budget_status
 from cluster.config import (
     ClusterSettings,
@@ -21,12 +22,13 @@ from cluster.config import (
     parse_provider_section,
     read_cluster_file,
 )
-from cluster.errors import StateError, TidegateError
+from cluster.errors import BackendError, StateError, TidegateError
 from cluster.ledger import Ledger
 from cluster.limits import money_limits
 from cluster.model import ClusterName, Instance, NodeTypeName, SiteName
 from cluster.store_place import find_place
 from deployments.signals import Blackboard
+from infra.head_link import fetch_report, find_head_host
 from infra.plan import Observed, SiteLook
 
 _SITE_S_MAX = 60.0
@@ -143,21 +145,37 @@ def _ask_head(
     head = find_head(sites)
     if head is None or head.address is None or settings.ports is None:
         return None
+    target = find_head_host(settings)
+    if target is not None:
+        return _ask_over_ssh(target, notes)
+    return _ask_control_store(f"{head.address}:{settings.ports.gcs}", settings, notes)
+
+
+def _ask_over_ssh(head: SshTarget, notes: list[str]) -> Mapping[str, Any] | None:
+    try:
+        report = fetch_report(head)
+    except BackendError as error:
+        notes.append(f"the head doesn't answer, so its reasons aren't shown: {error}")
+        return None
+    notes += report["errors"]
+    notes += [f"{use['limit']}: {use['reason']}" for use in report["ledger"].get("budget", ())]
+    return dict(report["decision"] or {})
+
+
+def _ask_control_store(
+    address: str, settings: ClusterSettings, notes: list[str]
+) -> Mapping[str, Any] | None:
     token = settings.state_dir / settings.cluster_name / "auth_token"
     # Ray's client ends the whole process without a token, and waits long for a silent address.
     if not token.exists():
         notes.append(f"the head can't be asked without the cluster's token: {token} is missing")
         return None
-    if not _is_open(head.address, settings.ports.gcs):
-        notes.append(
-            f"the head doesn't answer on {head.address}:{settings.ports.gcs}: what its autoscaler "
-            "wants isn't shown"
-        )
+    if not _is_open(address):
+        notes.append(f"the head doesn't answer on {address}, so its reasons aren't shown")
         return None
     from ray.exceptions import RayError  # noqa: PLC0415 - `tidegate --help` needs no Ray
 
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    address = f"{head.address}:{settings.ports.gcs}"
     try:
         return Blackboard.from_address(address, timeout_s=_HEAD_S_MAX).get_decision()
     except (RayError, OSError, RuntimeError) as error:
@@ -166,9 +184,10 @@ def _ask_head(
         return None
 
 
-def _is_open(address: str, port: int) -> bool:
+def _is_open(address: str) -> bool:
+    host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((address, port), timeout=_CONNECT_S_MAX):
+        with socket.create_connection((host, int(port)), timeout=_CONNECT_S_MAX):
             return True
     except OSError:
         return False

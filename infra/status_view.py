@@ -10,36 +10,41 @@ from rich.markup import escape
 from rich.table import Table
 
 from infra.observe import ClusterView
+from infra.status import Status
 
 _LEVEL_COLOURS = {"ok": "green", "soft": "yellow", "hard": "red"}
 
 
-def describe_status(view: ClusterView) -> Mapping[str, Any]:
-    """Return the state ready for JSON: the decision record and the gateways' signals."""
+def describe_status(status: Status) -> Mapping[str, Any]:
+    """Return the state ready for JSON: decision record, gateways' signals, ledger."""
     return {
-        "decision": dict(view.decision),
-        "signals": [asdict(signals) for signals in view.signals],
+        "decision": dict(status.view.decision),
+        "signals": [asdict(signals) for signals in status.view.signals],
+        "ledger": dict(status.ledger),
+        "errors": list(status.errors),
     }
 
 
-def render_status(view: ClusterView) -> Group:
+def render_status(status: Status) -> Group:
     """Return what `tidegate status` shows: nodes, pools, money, sold out, burst, the reasons."""
-    parts: list[RenderableType] = [_render_nodes(view), _render_pools(view)]
-    if view.decision.get("budget"):
-        parts.append(_render_budget(view.decision))
-    if view.decision.get("sold_out"):
-        parts.append(_render_sold_out(view.decision))
-    parts.append(escape("\n".join(_list_lines(view))))
+    parts: list[RenderableType] = [_render_nodes(status.view), _render_pools(status.view)]
+    if status.ledger.get("budget"):
+        parts.append(_render_budget(status.ledger))
+    if status.ledger.get("sold_out"):
+        parts.append(_render_sold_out(status.ledger))
+    parts.append(escape("\n".join(_list_lines(status))))
     return Group(*parts)
 
 
 def _render_nodes(view: ClusterView) -> Table:
-    cordons: Mapping[str, str] = view.decision.get("cordons") or {}
     table = Table("node", "type", "site", "state")
     for node in view.nodes:
-        cordon = cordons.get(node["id"])
-        state = node["state"] if cordon is None else f"{node['state']}, {cordon}"
-        table.add_row(node["id"], node["type"], node["site"], state)
+        states = [
+            node["state"],
+            node.get("cordon"),
+            "leaving soon" if node.get("noticed") else None,
+        ]
+        table.add_row(node["id"], node["type"], node["site"], ", ".join(filter(None, states)))
     return table
 
 
@@ -52,9 +57,9 @@ def _render_pools(view: ClusterView) -> Table:
     return table
 
 
-def _render_budget(decision: Mapping[str, Any]) -> Table:
+def _render_budget(ledger: Mapping[str, Any]) -> Table:
     table = Table("limit", "$", "used", "level", "because")
-    for use in decision["budget"]:
+    for use in ledger["budget"]:
         level = str(use.get("level", "ok"))
         used = use.get("used_usd")
         table.add_row(
@@ -67,27 +72,37 @@ def _render_budget(decision: Mapping[str, Any]) -> Table:
     return table
 
 
-def _render_sold_out(decision: Mapping[str, Any]) -> Table:
+def _render_sold_out(ledger: Mapping[str, Any]) -> Table:
     now_s = time.time()
     table = Table("sold out", "zone", "market", "asked again in")
-    for one in decision["sold_out"]:
+    for one in ledger["sold_out"]:
         left_s = max(0.0, float(one["until_s"]) - now_s)
         table.add_row(one["instance_type"], one["zone"], one["market"], f"{left_s:.0f} s")
     return table
 
 
-def _list_lines(view: ClusterView) -> Iterator[str]:
-    decision = view.decision
+def _list_lines(status: Status) -> Iterator[str]:
+    view, decision = status.view, status.view.decision
     burst = decision.get("burst", "unknown")
-    yield f"burst {burst}, waiting {view.waiting}, ${view.usd_per_hour:.2f}/h"
+    yield f"burst {burst}, waiting {view.waiting}, ${view.usd_per_hour:.2f}/h{_say_spend(status)}"
     if decision.get("is_leader") is False:
         yield "watching: another autoscaler holds the lease"
-    for word, key in (
-        ("because", "reasons"),
-        ("limit  ", "limits"),
-        ("warning", "warnings"),
-        ("unmet  ", "unmet"),
-    ):
+    for word, key in (("because", "reasons"), ("limit  ", "limits"), ("unmet  ", "unmet")):
         yield from (f"{word} {text}" for text in decision.get(key) or ())
-    for hold in decision.get("holds") or ():
+    for hold in status.ledger.get("holds") or ():
         yield f"held    {hold['node_type']} at {hold['site']}: {hold['why']}"
+    for site in status.ledger.get("sites") or ():
+        if site.get("error"):
+            yield f"site    {site['site']} can't be asked: {site['error']}"
+    yield from (f"error   {text}" for text in status.errors)
+
+
+def _say_spend(status: Status) -> str:
+    spend = status.ledger.get("spend")
+    if not spend:
+        return ""
+    day, month = (
+        "unknown" if usd is None else f"${float(usd):.2f}"
+        for usd in (spend["day_usd"], spend["month_usd"])
+    )
+    return f", spent today {day}, this month {month} (UTC)"
