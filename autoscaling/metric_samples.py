@@ -83,9 +83,11 @@ def _sample_nodes(settings: ClusterSettings, ledger: LedgerView, now_s: float) -
             age_s = max(0.0, now_s - min(since)) if since else 0.0
             yield Sample(m.PHASE_AGE_S, (name, phase), age_s)
     for node in open_nodes:
-        market = find_market(settings, node)
-        labels = (node.node_id, node.node_type, node.site, market, node.address or "")
-        yield Sample(m.NODE_INFO, labels, 1)
+        # Addresses are used again: joins need one series for each, so only what runs has one.
+        if node.phase is NodePhase.RUNNING and node.address is not None:
+            market = find_market(settings, node)
+            labels = (node.node_id, node.node_type, node.site, market, node.address)
+            yield Sample(m.NODE_INFO, labels, 1)
     cordons = Counter((node.site, node.cordon) for node in open_nodes if node.cordon is not None)
     for site_name in settings.sites:
         for cordon in Cordon:

@@ -36,7 +36,7 @@ NODE_INFO = Metric(
     "tidegate_node_info",
     "gauge",
     ("node", "node_type", "site", "market", "address"),
-    "1 for each open node; join Ray's metrics with it by address.",
+    "1 for each running node; join Ray's metrics with it by address.",
 )
 NODES_CORDONED = Metric(
     "tidegate_nodes_cordoned",

@@ -181,6 +181,17 @@ def test_nodes_are_counted_by_phase_and_absent_types_show_zero(full: Figures) ->
     assert found["tidegate_nodes_cordoned", "cloud", "draining"] == 1
 
 
+def test_an_address_belongs_to_the_node_that_runs_there(settings: ClusterSettings) -> None:
+    """A node on its way has no address yet, one on its way out may have left it to the next."""
+    nodes = [
+        node("new", phase=NodePhase.INTENDED, address=None),
+        node("old", phase=NodePhase.TERMINATING),
+        node("now"),
+    ]
+    found = sample(Figures(NOW_S, settings, LedgerView(budget(), open_nodes=nodes)))
+    assert [key[1] for key in found if key[0] == m.NODE_INFO.name] == ["now"]
+
+
 def test_launches_and_failures_are_counted_from_the_ledger(full: Figures) -> None:
     found = sample(full)
     assert found["tidegate_launches_total", "cloud", "cloud_gpu", "on_demand"] == 3
