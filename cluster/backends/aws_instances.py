@@ -18,22 +18,21 @@ _PAGE_SIZE = 500
 
 
 class SiteInstances:
-    """The instances that carry one cluster's and one site's tag."""
+    """The instances that carry one cluster's and one site's tag; site None = any or none."""
 
     def __init__(
         self,
         client: Ec2Client,
         *,
         cluster: ClusterName,
-        site: SiteName,
+        site: SiteName | None,
         page_size: int = _PAGE_SIZE,
     ) -> None:
         self._client = client
         self._page_size = page_size
-        self._own = [
-            {"Name": f"tag:{TAG_CLUSTER}", "Values": [cluster]},
-            {"Name": f"tag:{TAG_SITE}", "Values": [site]},
-        ]
+        self._own = [{"Name": f"tag:{TAG_CLUSTER}", "Values": [cluster]}]
+        if site is not None:
+            self._own.append({"Name": f"tag:{TAG_SITE}", "Values": [site]})
 
     def describe(
         self,
