@@ -5,10 +5,12 @@
 
 With a control store that persists (RAY_gcs_storage=rocksdb, or Redis) the cluster goes on where it
 was: workers wait for the head and rejoin, their replicas keep streaming. `ray stop` removes Ray's
-note of the running cluster, a crash doesn't: that is how the watcher tells them apart.
+note of the running cluster, though only at its end, and a crash doesn't: that is how the watcher
+tells them apart.
 """
 
 import argparse
+import itertools
 import logging
 import os
 import secrets
@@ -52,6 +54,10 @@ class Head:
         """Whether somebody stopped Ray on purpose."""
         return not (self.ray_folder / _RAYS_NOTE).exists()
 
+    def is_being_stopped(self) -> bool:
+        """Whether a `ray stop` is at work on this node."""
+        return any(_is_ray_stop(pid) for pid in list_marked(MARK_NODE, self.node_mark))
+
     def clear(self) -> None:
         """End what is left of the dead head and remove Ray's note, which forbids a new start."""
         spare = [os.getpid(), *list_ancestors()]
@@ -81,7 +87,8 @@ class Watcher:
         self._note.write_text(self._word, encoding="ascii")
         misses = 0
         while self._is_current():
-            misses = 0 if self._head.is_alive() else misses + 1
+            is_well = self._head.is_alive() or self._head.is_being_stopped()
+            misses = 0 if is_well else misses + 1
             if misses >= _MISSES_MAX:
                 if self._head.was_stopped():
                     _log.info("the head was stopped: nothing to keep")
@@ -178,6 +185,18 @@ def _list_raylets(node_mark: str) -> list[int]:
     return [
         pid for pid in list_marked(MARK_NODE, node_mark) if _read_name(pid).startswith("raylet")
     ]
+
+
+def _is_ray_stop(pid: int) -> bool:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    arguments = words.split("\0")
+    return any(
+        Path(program).name == "ray" and verb == "stop"
+        for program, verb in itertools.pairwise(arguments)
+    )
 
 
 def _read_name(pid: int) -> str:

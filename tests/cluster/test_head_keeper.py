@@ -100,6 +100,27 @@ def test_a_head_that_was_stopped_on_purpose_stays_stopped(
     assert (tmp_path / "starts").read_text().split() == ["x"]
 
 
+def test_a_head_is_left_alone_while_ray_stop_still_works_on_it(
+    script: str,
+    port: int,
+    tmp_path: Path,
+    environment: dict[str, str],
+    eventually: Callable[[Callable[[], bool]], None],
+) -> None:
+    """`ray stop` ends the head first and removes Ray's note last: six seconds here, five checks."""
+    ray = tmp_path / "bin" / "ray"
+    ray.parent.mkdir()
+    ray.write_text('#!/bin/sh\nkill -9 "$2"\nsleep 6\nrm "$3"\n')
+    ray.chmod(0o755)
+    assert keep(script, port, environment) == 0
+    eventually(lambda: len(find_head()) == 1)
+    note = tmp_path / "ray_current_cluster"
+    stop = [ray, "stop", str(find_head()[0]), str(note)]
+    assert subprocess.run(stop, env=environment, check=False, timeout=20).returncode == 0
+    eventually(lambda: list_marked(MARK_NODE, NODE) == [])
+    assert (tmp_path / "starts").read_text().split() == ["x"]
+
+
 def test_a_newer_keeper_takes_over_from_the_older_one(
     script: str,
     port: int,
