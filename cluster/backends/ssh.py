@@ -7,9 +7,8 @@ while, longer each time, and comes back by itself.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.backend_settings import SshBackendSettings
@@ -22,7 +21,6 @@ from cluster.backends.ssh_runner import SshCommandRunner
 from cluster.config import PortSettings
 from cluster.errors import BackendError, NoCapacityError, NodeNotFoundError
 from cluster.model import (
-    BootStage,
     ClusterName,
     Cordon,
     Instance,
@@ -46,18 +44,6 @@ _TAG_STATUS = "ray-node-status"
 _STATUS_READY = "up-to-date"
 
 
-@dataclass(frozen=True, slots=True)
-class HostReport:
-    """One host for people. `why_not` says why no node can be started there, None if one can."""
-
-    name: str
-    address: str
-    node_type: NodeTypeName | None
-    node_id: NodeId | None
-    cordon: Cordon | None
-    why_not: str | None
-
-
 class SshBackend:
     """One site whose nodes are machines that are there already. Thread-safe."""
 
@@ -72,14 +58,12 @@ class SshBackend:
         cluster: ClusterName,
         state_dir: Path,
         ports: PortSettings,
-        on_boot_stage: Callable[[NodeId, BootStage], None] | None = None,
         grace_s: int = _GRACE_S,
     ) -> None:
         self._settings = settings
         self._site = site
         self._cluster = cluster
         self._ports = ports
-        self._on_boot_stage = on_boot_stage
         self._hosts = SshHosts(
             settings, site=site, cluster=cluster, folder=state_dir / cluster, grace_s=grace_s
         )
@@ -148,21 +132,6 @@ class SshBackend:
             if host.claim and host.state
         ]
 
-    def list_hosts(self) -> list[HostReport]:
-        """Return all hosts of the site, for people."""
-        self._hosts.look()
-        return [
-            HostReport(
-                name=host.name,
-                address=host.address,
-                node_type=self._hosts.read_type(host),
-                node_id=host.claim.spec.node_id if host.claim else None,
-                cordon=host.state.cordon if host.state else None,
-                why_not=self._hosts.explain_refusal(host),
-            )
-            for host in self._hosts.list_known()
-        ]
-
     def set_tags(self, node_id: NodeId, tags: Mapping[str, str]) -> None:
         """Keep tags in the node's claim."""
         for host in self._find_or_look(node_id):
@@ -187,11 +156,9 @@ class SshBackend:
 
     def open_command_runner(self, node_id: NodeId) -> SshCommandRunner:
         """Return a runner of commands on the node's host."""
-        note = self._on_boot_stage
         return SshCommandRunner(
             locate=lambda: self._locate(node_id),
             environment_at=lambda address: self._build_environment(node_id, address),
-            on_stage=None if note is None else lambda stage: note(node_id, stage),
         )
 
     def _find_or_look(self, node_id: NodeId) -> list[KnownHost]:
@@ -223,6 +190,8 @@ class SshBackend:
                 why = str(exc)
         if not why:
             logger.info("ended node %s on host %s", node_id, host.name)
+            if not _has_run_ray(host):
+                self._hosts.mistrust(host, f"node {node_id} never ran Ray there")
             return None
         return (
             f"node {node_id} on host {host.name} must end; got: {why} If the host is gone for "
@@ -274,3 +243,10 @@ def _read_instance_state(claim: Claim, state: HostState) -> InstanceState:
     if was_started and not state.has_raylet and not claim.spec.is_head:
         return InstanceState.STOPPED
     return InstanceState.RUNNING
+
+
+def _has_run_ray(host: KnownHost) -> bool:
+    if host.claim is None or host.state is None:
+        return False
+    is_ready = host.claim.spec.tags.get(_TAG_STATUS) == _STATUS_READY
+    return host.state.has_raylet or host.state.lost_raylet or is_ready

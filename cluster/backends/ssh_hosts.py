@@ -43,8 +43,12 @@ class SshHosts:
         self._grace_s = grace_s
         self.memory_file = folder / f"hosts-{site}.json"
         self._memory = HostMemory(self.memory_file)
-        self._pauses = Pauses(first_s=settings.set_aside_s, max_s=settings.set_aside_s_max)
+        first_s, max_s = settings.set_aside_s, settings.set_aside_s_max
+        # Hosts that can't be asked, and hosts that can but whose nodes came to nothing.
+        self._pauses = Pauses(first_s=first_s, max_s=max_s)
+        self._mistrusted = Pauses(first_s=first_s, max_s=max_s)
         self._lock = threading.RLock()
+        self._set_apart_moved_hosts()
 
     def look(self) -> None:
         """Ask all hosts at once and remember what they say; those left alone aren't asked.
@@ -99,6 +103,11 @@ class SshHosts:
             host, SshHostDoor.end_node, node_id, self._cluster, grace_s=self._grace_s
         )
 
+    def mistrust(self, host: KnownHost, why: str) -> None:
+        """Give a host no node for a while: the next one would come to nothing too."""
+        with self._lock:
+            self._mistrusted.note_failure(host.name, why)
+
     def aim(self, host: KnownHost) -> SshTarget:
         """Return the way to a host."""
         return SshTarget(host.access, host.address, self._folder)
@@ -147,21 +156,22 @@ class SshHosts:
 
     def explain_refusal(self, host: KnownHost) -> str | None:
         """Return why a host can't become a node now, None if it can."""
-        left_s = self.left_alone_s(host)
-        if left_s > 0:
-            return f"left alone for {left_s:.0f} s: {self.explain_failure(host)}"
+        with self._lock:
+            for pauses, what in ((self._pauses, "left alone"), (self._mistrusted, "given no node")):
+                if (left_s := pauses.left_s(host.name)) > 0:
+                    return f"{what} for {left_s:.0f} s: {pauses.explain(host.name)}"
         if self.is_removed(host):
             return "out of the cluster file"
         if host.state is None:
             return "it never answered"
         if host.state.cordon is not None:
             return f"{host.state.cordon}; to undo: tidegate uncordon {host.name}"
-        if host.claim is not None:
-            other = host.claim.host
-            is_shared = other != host.name and other in self._settings.hosts
-            shared = f", through a home folder shared with {other}" if is_shared else ""
-            return f"node {host.claim.spec.node_id} of cluster {host.claim.spec.cluster}{shared}"
-        return None
+        return self._explain_claim(host.name, host.claim) if host.claim else None
+
+    def _explain_claim(self, name: str, claim: Claim) -> str:
+        is_shared = claim.host != name and claim.host in self._settings.hosts
+        shared = f", through a home folder shared with {claim.host}" if is_shared else ""
+        return f"node {claim.spec.node_id} of cluster {claim.spec.cluster}{shared}"
 
     def _open_door(self, host: KnownHost) -> SshHostDoor:
         ray_folder = self._settings.env.get("TIDEGATE_RAY_TMP", RAY_FOLDER)
@@ -178,7 +188,20 @@ class SshHosts:
             return None
         with self._lock:
             self._pauses.note_success(host.name)
+            if state.has_raylet:
+                self._mistrusted.note_success(host.name)
         return replace(host, state=state, as_of_s=begun_s)
+
+    def _set_apart_moved_hosts(self) -> None:
+        """Keep a node whose host's name now stands for another address, under another name.
+
+        Asked at the new address, it would seem gone while it still runs at the old one.
+        """
+        for host in self._memory.list_hosts():
+            settings = self._settings.hosts.get(host.name)
+            if settings and settings.address != host.address and self._is_ours(host.claim):
+                apart = replace(host, name=f"{host.name} at {host.address}")
+                self._memory.update([apart], forget=[host.name])
 
     def _list_forgotten(self, heard: Sequence[KnownHost]) -> list[str]:
         """Return the hosts to forget: out of the file, and nobody's node or seen by another name.

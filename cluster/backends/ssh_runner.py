@@ -21,7 +21,6 @@ from ray.autoscaler.command_runner import CommandRunnerInterface
 from cluster.backends.node_environment import ENV_FILE, render_env_file
 from cluster.backends.ssh_access import SshTarget
 from cluster.errors import BackendError
-from cluster.model import BootStage
 
 _POLL_S = 0.5
 # Set-up may install a wheel with everything it needs.
@@ -35,8 +34,7 @@ class SshCommandRunner(CommandRunnerInterface):  # type: ignore[misc] # Ray is u
     """Runs commands on one node.
 
     `locate` returns the node's way once its site knows it, None before; `environment_at` the
-    node's variables for an address. `on_stage` is told what stage of its boot the node reached,
-    possibly several times.
+    node's variables for an address.
     """
 
     def __init__(
@@ -44,12 +42,10 @@ class SshCommandRunner(CommandRunnerInterface):  # type: ignore[misc] # Ray is u
         *,
         locate: Callable[[], SshTarget | None],
         environment_at: Callable[[str], Mapping[str, str]],
-        on_stage: Callable[[BootStage], None] | None = None,
         command_limit_s: float = _COMMAND_LIMIT_S,
     ) -> None:
         self._locate = locate
         self._environment_at = environment_at
-        self._on_stage = on_stage
         self._command_limit_s = command_limit_s
         self._prepared: SshTarget | None = None
 
@@ -69,9 +65,6 @@ class SshCommandRunner(CommandRunnerInterface):  # type: ignore[misc] # Ray is u
         are a person's (`ray exec`, `ray attach`): they last, and read keys, as long as wanted.
         """
         target = self._prepare(wait_s=timeout)
-        # Only the commands that start Ray come with variables, and they come last.
-        if environment_variables and not exit_on_fail:
-            self._note(BootStage.SET_UP)
         forwards = [port_forward] if isinstance(port_forward, tuple) else port_forward or []
         options = [] if with_output else ["-tt"]
         for local, remote in forwards:
@@ -126,7 +119,6 @@ class SshCommandRunner(CommandRunnerInterface):  # type: ignore[misc] # Ray is u
                 # Not Ray's own error: with this one, the launcher says why and tries again.
                 raise click.ClickException(str(exc)) from exc
             self._prepared = target
-            self._note(BootStage.REACHABLE)
         return target
 
     def _wait_for_target(self, *, wait_s: float) -> SshTarget:
@@ -138,10 +130,6 @@ class SshCommandRunner(CommandRunnerInterface):  # type: ignore[misc] # Ray is u
                 )
             time.sleep(_POLL_S)
         return target
-
-    def _note(self, stage: BootStage) -> None:
-        if self._on_stage is not None:
-            self._on_stage(stage)
 
     def _rsync(
         self, way: SshTarget, arguments: list[str], options: Mapping[str, Any] | None

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from ray.autoscaler._private.subprocess_output_util import ProcessRunnerError
 from cluster.backend_settings import SshAccess
 from cluster.backends.ssh_access import SshTarget
 from cluster.backends.ssh_runner import SshCommandRunner
-from cluster.model import BootStage
 from tests.cluster.sshd_hosts import (
     USER,
     SshdHost,
@@ -37,7 +36,6 @@ class Rig:
     node: SshdHost
     bastion: SshdHost
     state_dir: Path
-    stages: list[BootStage] = field(default_factory=list)
 
     def target(self, **access: Any) -> SshTarget:
         values = {
@@ -59,7 +57,6 @@ class Rig:
         return SshCommandRunner(
             locate=lambda: target,
             environment_at=lambda _address: environment,
-            on_stage=self.stages.append,
             command_limit_s=command_limit_s,
         )
 
@@ -92,14 +89,6 @@ def test_the_launchers_variables_reach_the_command_as_json_unless_they_are_text(
         'echo "$RAY_OVERRIDE_RESOURCES|$NAME"', with_output=True, environment_variables=variables
     )
     assert said.strip() == '{"GPU":1}|it\'s'
-
-
-def test_stages_are_told_in_order_and_set_up_only_before_ray_starts(rig: Rig) -> None:
-    runner = rig.open()
-    runner.run("true")
-    assert rig.stages == [BootStage.REACHABLE]
-    runner.run("true", environment_variables={"RAY_OVERRIDE_RESOURCES": {"CPU": 1}})
-    assert rig.stages == [BootStage.REACHABLE, BootStage.SET_UP]
 
 
 def test_a_failing_command_of_the_launcher_raises_rays_own_error(rig: Rig) -> None:
