@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, Row, select
 from sqlalchemy.orm import Session
 
 from cluster.budget import SpendNow
@@ -36,6 +36,8 @@ from cluster.model import (
 from cluster.store import Store
 from cluster.store_place import Place
 from cluster.store_tables import NodeRow
+
+_IS_OPEN = NodeRow.phase != NodePhase.CLOSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class Ledger(SiteNotes, BootStages, Spend, Leases):
         with self._store.transaction() as session:
             if fence is not None:
                 check_fence(session, fence)
-            open_nodes = [_to_record(row) for row in _select_open(session)]
+            open_nodes = _read_records(session, _IS_OPEN)
             check(Books(open_nodes, read_spend_now(session, now_s)))
             for intent in intents:
                 session.add(_to_row(intent, owner=owner, now_s=now_s, fence=fence))
@@ -138,16 +140,14 @@ class Ledger(SiteNotes, BootStages, Spend, Leases):
 
     def list_open(self, *, site: SiteName | None = None) -> list[NodeRecord]:
         """Return every node that isn't closed, oldest first."""
+        conditions = [_IS_OPEN] if site is None else [_IS_OPEN, NodeRow.site == site]
         with self._store.snapshot() as session:
-            return [
-                _to_record(row) for row in _select_open(session) if site is None or row.site == site
-            ]
+            return _read_records(session, *conditions)
 
     def list_all(self) -> list[NodeRecord]:
         """Return every node there ever was, oldest first: for spend and reports."""
         with self._store.snapshot() as session:
-            rows = session.scalars(select(NodeRow).order_by(NodeRow.intended_s, NodeRow.node_id))
-            return [_to_record(row) for row in rows]
+            return _read_records(session)
 
     def get(self, node_id: NodeId) -> NodeRecord:
         """Return one node, open or closed.
@@ -192,7 +192,8 @@ class Ledger(SiteNotes, BootStages, Spend, Leases):
     ) -> None:
         """Note that the node was seen running. No effect once it is terminating or closed.
 
-        `launched_s` and `offering` are what its site says of it; None keeps what is known.
+        `launched_s` and `offering` are what its site says of it; None keeps what is known, and of
+        `launched_s` the first word counts.
         """
         with self._store.transaction() as session:
             row = _get(session, node_id)
@@ -200,7 +201,7 @@ class Ledger(SiteNotes, BootStages, Spend, Leases):
                 row.phase, row.changed_s = NodePhase.RUNNING, self._now_s()
                 write_boot_stage(session, node_id, BootStage.RUNNING, row.changed_s)
             row.address = address
-            row.launched_s = row.launched_s if launched_s is None else launched_s
+            row.launched_s = launched_s if row.launched_s is None else row.launched_s
             row.offering = row.offering if offering is None else offering
 
     def mark_terminating(self, node_id: NodeId, *, owner: str, fence: int | None = None) -> None:
@@ -235,9 +236,17 @@ class Ledger(SiteNotes, BootStages, Spend, Leases):
                     row.ended_s = now_s if ended_s is None else ended_s
 
 
-def _select_open(session: Session) -> Sequence[NodeRow]:
-    query = select(NodeRow).where(NodeRow.phase != NodePhase.CLOSED)
-    return session.scalars(query.order_by(NodeRow.intended_s, NodeRow.node_id)).all()
+# All that a record holds. A row's node_config stays where it is: it is large, and only kept.
+_RECORD_COLUMNS = tuple(
+    column for column in NodeRow.__table__.columns if column.name != "node_config"
+)
+
+
+def _read_records(session: Session, *conditions: ColumnElement[bool]) -> list[NodeRecord]:
+    """Return the records that meet the conditions, oldest first."""
+    query = select(*_RECORD_COLUMNS).where(*conditions)
+    rows = session.execute(query.order_by(NodeRow.intended_s, NodeRow.node_id))
+    return [_to_record(row) for row in rows]
 
 
 def _get(session: Session, node_id: NodeId) -> NodeRow:
@@ -265,7 +274,7 @@ def _to_row(intent: Intent, *, owner: str, now_s: float, fence: int | None) -> N
     )
 
 
-def _to_record(row: NodeRow) -> NodeRecord:
+def _to_record(row: NodeRow | Row[Any]) -> NodeRecord:
     return NodeRecord(
         node_id=NodeId(row.node_id),
         site=SiteName(row.site),

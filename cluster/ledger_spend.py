@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from decimal import Decimal
+from functools import cache
 
 from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
@@ -84,5 +85,6 @@ def _list_charges(session: Session, since_s: float) -> list[Charge]:
     ]
 
 
+@cache
 def _read_price(text: str | None) -> Decimal | None:
     return None if text is None else Decimal(text)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from math import fsum
 
 CHARGED_S_MIN = 60.0
 _S_PER_HOUR = Decimal(3600)
@@ -54,15 +55,20 @@ def cost_of(charges: Iterable[Charge], window: Window, *, now_s: float) -> Usd:
 
     A node that ended early is charged for its whole first minute, even if that isn't over yet.
     """
-    total = Decimal(0)
+    # Many nodes have one price: seconds are added up first, and multiplied once.
+    seconds_at: dict[Decimal | None, list[float]] = {}
     for charge in charges:
         seconds = _charged_s(charge, window, now_s)
-        if seconds <= 0:
-            continue
-        if charge.usd_per_hour is None:
-            return None
-        total += charge.usd_per_hour * Decimal(seconds) / _S_PER_HOUR
-    return total
+        if seconds > 0:
+            seconds_at.setdefault(charge.usd_per_hour, []).append(seconds)
+    if None in seconds_at:
+        return None
+    costs = (
+        price * Decimal(fsum(seconds)) / _S_PER_HOUR
+        for price, seconds in seconds_at.items()
+        if price is not None
+    )
+    return sum(costs, Decimal(0))
 
 
 def cost_by_site(charges: Iterable[Charge], window: Window, *, now_s: float) -> dict[str, Usd]:

@@ -125,6 +125,7 @@ def test_a_node_is_charged_from_its_launch_to_its_end(ledger_place: LedgerPlace)
     ledger.open_intents([INTENT], owner="me", check=accept_all)
     ledger.mark_running(INTENT.node_id, address="a", launched_s=1400.0, offering="g6 in a")
     ledger.mark_running(INTENT.node_id, address="b")
+    ledger.mark_running(INTENT.node_id, address="b", launched_s=1500.0)
     ledger_place.now_s = 6000.0
     ledger.mark_closed(INTENT.node_id, why="terminated", ended_s=5000.0)
     assert ledger.accrued_usd(0.0, 1e9) == Decimal("1.861")
