@@ -70,10 +70,25 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_draining_without_a_terminal_needs_yes_and_says_what_to_type() -> None:
-    done = run("drain", "cluster/hybrid.yaml", "l40s-2")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("drain", "cluster/hybrid.yaml", "l40s-2"),
+        ("infra", "sweep", "cluster/hybrid.yaml", "--apply"),
+    ],
+    ids=" ".join,
+)
+def test_what_ends_nodes_needs_yes_without_a_terminal_and_says_so(words: tuple[str, ...]) -> None:
+    done = run(*words)
     assert done.returncode == 1
-    assert "tidegate drain cluster/hybrid.yaml l40s-2 --yes" in " ".join(done.stderr.split())
+    assert f"tidegate {' '.join(words)} --yes" in " ".join(done.stderr.split())
+
+
+def test_the_policy_of_the_shipped_file_is_printed_whole() -> None:
+    done = run("infra", "policy", "cluster/hybrid.yaml")
+    assert done.returncode == 0, done.stderr
+    shipped = json.loads((ROOT / "infra" / "aws_policy.json").read_text())
+    assert json.loads(done.stdout) == shipped
 
 
 def test_a_plan_of_a_cluster_that_does_not_run_makes_nothing(tmp_path: Path) -> None:
