@@ -28,7 +28,7 @@ from cluster.model import (
 
 _STATE_S = 5.0
 _CHANGE_S = 15.0
-_END_S = 40.0
+_END_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ report() {
 }
 
 take() {
-    find "$folder" -name '.draft.*' -mmin +60 -exec rm -f {} +
+    find "$folder" -maxdepth 1 -name '.draft.*' -mmin +60 -exec rm -f {} +
     if [ ! -e "$folder/cordon" ]; then
         draft=$(printf %s "$claim" | write_draft claim) || exit 3
         ln "$draft" "$folder/claim.json" 2>/dev/null || {

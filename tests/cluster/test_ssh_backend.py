@@ -76,6 +76,7 @@ class Rig:
         *,
         cluster: str = "test",
         count: int = 2,
+        grace_s: int = 2,
         **changes: Any,
     ) -> SshBackend:
         """Return a backend over the first hosts; `shell` names the machine that it runs on."""
@@ -86,7 +87,7 @@ class Rig:
             cluster=ClusterName(cluster),
             state_dir=self.folder / shell,
             ports=PORTS,
-            grace_s=2,
+            grace_s=grace_s,
         )
 
     def start_process(self, host: SshdHost, node_id: NodeId, *, name: str) -> int:
@@ -339,6 +340,27 @@ def test_a_host_claimed_without_anybody_hearing_of_it_is_released_again(
     rig.hosts[0].start()
     eventually(lambda: backend.list_instances() != [] and not rig.hosts[0].claim_file.exists())
     assert list_hosts(backend) == {N1: "h2"}
+
+
+def test_a_launch_killed_at_any_moment_and_repeated_gives_one_node(
+    rig: Rig, new_spec: Spec
+) -> None:
+    """The connections are there already, so the claim takes some 50 ms; some kills come later."""
+    backend = rig.open(grace_s=1)
+    backend.list_instances()
+    for delay_s in (0.0, 0.01, 0.02, 0.04, 0.06, 0.1, 0.2):
+        launcher = os.fork()
+        if launcher == 0:
+            backend.launch(new_spec(N1))
+            os._exit(0)
+        time.sleep(delay_s)
+        os.kill(launcher, 9)
+        os.waitpid(launcher, 0)
+        backend.launch(new_spec(N1))
+        assert list(list_hosts(backend)) == [N1]
+        held = [host.claim_file for host in rig.hosts if host.claim_file.exists()]
+        assert len(held) == 1, f"killed after {delay_s} s: {held}"
+        held[0].unlink()
 
 
 def test_an_end_goes_on_when_whoever_asked_for_it_is_killed(

@@ -1,6 +1,7 @@
 """Commands and files reach a node over a real SSH server, in the node's environment."""
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -214,16 +215,26 @@ def test_a_port_without_a_server_names_the_address_and_what_to_try(rig: Rig) -> 
 
 def test_an_interrupted_person_leaves_no_ssh_and_no_command_behind(rig: Rig) -> None:
     rig.open().run("true")
-    command = [
-        sys.executable,
-        "-c",
-        _PERSON.format(target=rig.target(), seconds=600.25),
-    ]
-    person = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    person = _start_person(rig, 'run("sleep 600.25", exit_on_fail=True)')
     _wait(lambda: _count_commands(b"sleep\x00600.25") == 1)
     person.send_signal(2)
     person.wait(10)
     _wait(lambda: _count_commands(b"600.25") == 0)
+
+
+def test_a_port_of_the_node_is_forwarded_until_the_person_interrupts(rig: Rig) -> None:
+    with socket.socket() as free, socket.socket() as server:
+        for one in (free, server):
+            one.bind(("127.0.0.1", 0))
+        server.listen()
+        local, remote = free.getsockname()[1], server.getsockname()[1]
+        free.close()
+        call = f"run(port_forward=[({local}, {remote})])"
+        person = _start_person(rig, call)
+        _wait(lambda: _connects(local))
+        person.send_signal(2)
+        person.wait(10)
+        _wait(lambda: not _connects(local))
 
 
 def test_the_shell_command_for_people_reaches_the_node(rig: Rig) -> None:
@@ -241,8 +252,22 @@ from cluster.backends.ssh_access import SshTarget
 from cluster.backends.ssh_runner import SshCommandRunner
 target = {target!r}
 runner = SshCommandRunner(locate=lambda: target, environment_at=lambda _: {{}})
-runner.run("sleep {seconds}", exit_on_fail=True)
+runner.{call}
 """
+
+
+def _start_person(rig: Rig, call: str) -> subprocess.Popen[bytes]:
+    """Return a process that does something with a runner of the node, as `ray exec` does."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _PERSON.format(target=rig.target(), call=call)],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def _connects(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _end_shared_connection(target: SshTarget) -> None:
