@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     client = GcsClient(address=options.gcs_address)
     ray_node = _find_ray_node(client, node=options.node, address=options.address)
     if ray_node is None:
-        sys.stderr.write(f"{options.node} at {options.address} must be alive in Ray; it isn't.\n")
+        sys.stderr.write(f"{options.node} at {options.address} must be one living node of Ray.\n")
         return 1
     notice = Notice(options.node, ray_node, options.kind, time.time(), options.left_s)
     key = NOTICES_PREFIX + options.node.encode()
@@ -44,7 +44,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _find_ray_node(client: Any, *, node: str, address: str) -> str | None:
-    """Return Ray's id of this node in hexadecimal, by our id of it, else by its address."""
+    """Return Ray's id of this node in hexadecimal, by our id of it, else by its address alone.
+
+    Where several nodes share an address, the address says nothing.
+    """
     from ray.core.generated.gcs_pb2 import GcsNodeInfo  # noqa: PLC0415 - Ray
 
     alive = [
@@ -54,7 +57,7 @@ def _find_ray_node(client: Any, *, node: str, address: str) -> str | None:
     ]
     by_id = [info for info in alive if info.instance_id == node]
     found = by_id or [info for info in alive if info.node_manager_address == address]
-    return found[0].node_id.hex() if found else None
+    return found[0].node_id.hex() if len(found) == 1 else None
 
 
 def _drain(client: Any, notice: Notice) -> tuple[bool, str]:
