@@ -14,6 +14,8 @@ from cluster.store_tables import SCHEMA_VERSION
 
 _CONNECT_TIMEOUT_S = 5
 _WAIT_MS_MAX = 5000
+_IDLE_MS_MAX = 3000
+"""A writer that froze inside a transaction is cut off by the server before others stop waiting."""
 _VERSION = "schema_version"
 
 
@@ -40,7 +42,11 @@ class PostgresqlDriver:
 
         @event.listens_for(engine, "connect")
         def _prepare(connection: Any, _record: Any) -> None:
-            settings = {"lock_timeout": _WAIT_MS_MAX, "statement_timeout": _WAIT_MS_MAX}
+            settings = {
+                "lock_timeout": _WAIT_MS_MAX,
+                "statement_timeout": _WAIT_MS_MAX,
+                "idle_in_transaction_session_timeout": _IDLE_MS_MAX,
+            }
             with connection.cursor() as cursor:
                 cursor.execute("SELECT set_config('search_path', quote_ident(%s), false)", [schema])
                 for name, milliseconds in settings.items():

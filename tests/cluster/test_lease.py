@@ -1,5 +1,9 @@
 """One acts, the others wait; who slept through the end of its lease is refused by the ledger."""
 
+import signal
+import subprocess
+import sys
+import time
 from decimal import Decimal
 from pathlib import Path
 
@@ -127,6 +131,52 @@ def test_nobody_waits_for_a_holder_known_to_be_gone(ledger: Ledger) -> None:
     informed = Lease(ledger, "third", has_ended=lambda holder: holder == "first")
     assert patient.try_acquire() is None
     assert informed.try_acquire() == 2
+
+
+_HOLDER = """
+import sys, time
+from cluster.errors import NotLeaderError
+from cluster.lease import Lease
+from cluster.ledger import Ledger
+from pathlib import Path
+ledger = Ledger(Path(sys.argv[1]))
+lease = Lease(ledger, "first", ttl_s=0.5)
+token = lease.try_acquire()
+print(token, flush=True)
+while True:
+    time.sleep(0.05)
+    try:
+        ledger.open_intents([], owner="first", check=lambda _books: None, fence=token)
+        lease.renew()
+    except NotLeaderError as exc:
+        print(exc, flush=True)
+        break
+"""
+
+
+def test_a_process_stopped_past_its_lease_is_refused_when_it_goes_on(tmp_path: Path) -> None:
+    """A real process under SIGSTOP, and SIGCONT once another holds the lease; lasts a second."""
+    file = tmp_path / "ledger.db"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, str(file)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "1\n"
+        holder.send_signal(signal.SIGSTOP)
+        ledger = Ledger(file)
+        second = Lease(ledger, "second", ttl_s=0.5)
+        deadline_s = time.monotonic() + 20
+        while second.try_acquire() is None:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        holder.send_signal(signal.SIGCONT)
+        said, _ = holder.communicate(timeout=20)
+        assert "under token 1; got token 2, held by second" in said
+        ledger.close()
+    finally:
+        holder.kill()
+        holder.wait()
 
 
 @settings(max_examples=30, deadline=None)

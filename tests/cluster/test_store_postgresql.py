@@ -13,12 +13,15 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy import text
 
 from cluster.config import StoreSettings
 from cluster.errors import StateError
 from cluster.ledger import Intent, Ledger
 from cluster.model import ClusterName, NodeId, NodeTypeName, SiteName
-from cluster.store_place import Place, find_place
+from cluster.store import Store
+from cluster.store_place import Place, PostgresqlPlace, find_place
+from cluster.store_postgresql import PostgresqlDriver
 from tests.cluster.ledger_places import open_postgresql_place
 from tests.cluster.postgresql_server import PostgresqlServer
 
@@ -88,6 +91,33 @@ def test_neither_errors_nor_logs_hold_the_password(
         said = _say_all(refusal.value) + repr(place) + str(place) + caplog.text
         assert "127.0.0.1" in said
         assert CANARY not in said
+
+
+def test_whatever_the_database_says_is_told_without_the_password() -> None:
+    place = find(POSTGRESQL, {"TIDEGATE_LEDGER_URL": f"postgresql://user:{CANARY}@host/db"})
+    assert isinstance(place, PostgresqlPlace)
+    said = PostgresqlDriver(place).explain(ValueError(f"no such\n  user:{CANARY}@host"))
+    assert said == "no such user:***@host"
+
+
+def test_a_writer_that_froze_inside_a_transaction_does_not_stop_the_others(
+    postgresql_server: PostgresqlServer,
+) -> None:
+    """Another machine holds the write lock and stands still: the server cuts it off after 3 s."""
+    place = open_postgresql_place(postgresql_server)
+    ledger, frozen = Ledger(place), Store(place)
+
+    def freeze() -> None:
+        with frozen.transaction() as session:
+            session.connection()
+            ledger.open_intents([INTENT], owner="me", check=lambda _books: None)
+            session.execute(text("SELECT 1"))
+
+    with pytest.raises(StateError, match="terminating connection"):
+        freeze()
+    assert len(ledger.list_open()) == 1
+    for one in (ledger, frozen):
+        one.close()
 
 
 def test_the_servers_own_log_holds_neither_password_nor_url(
