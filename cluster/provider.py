@@ -12,6 +12,7 @@ operator's machine it is only rebuilt from the sites, so the first question wait
 
 import atexit
 import logging
+import os
 import secrets
 import sys
 import time
@@ -30,7 +31,7 @@ from ray.autoscaler.tags import (
 )
 
 from cluster.backend_settings import SshBackendSettings
-from cluster.backends.contract import CommandRunner, KeepsHosts, NodeBackend
+from cluster.backends.contract import CommandRunner, KeepsHosts, KeepsWarmPool, NodeBackend
 from cluster.backends.open import open_backend, write_token
 from cluster.boot_watch import WatchedRunner
 from cluster.config import parse_cluster_config, parse_provider_section
@@ -63,11 +64,13 @@ from cluster.site_thread import SiteThread
 from cluster.site_wait import ANSWER_S_MAX, wait_for_looks
 from cluster.site_worker import Launch, SetTags, Terminate
 from cluster.sites import list_prices, open_sites
+from cluster.store_place import find_place
 
 logger = logging.getLogger(__name__)
 
 _FLUSH_S_MAX = 15.0
 _SILENT_S_MAX = 30.0
+_WARM_TRIES = 3
 _TAG_FENCE = "tidegate-fence"
 _LISTED_PHASES = {NodePhase.INTENDED, NodePhase.LAUNCHED, NodePhase.RUNNING}
 
@@ -101,7 +104,14 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
         state_dir = Path(self._settings.state_dir).expanduser()
         # Opening the ledger is the replay: open intents of earlier processes are listed from the
         # first call on, as pending nodes, and their site's thread finds out what became of them.
-        self._ledger = Ledger(state_dir / cluster_name / "ledger.db")
+        self._ledger = Ledger(
+            find_place(
+                self._settings.store,
+                state_dir=state_dir,
+                cluster=self._cluster,
+                environment=os.environ,
+            )
+        )
         self._ledger.set_missing_prices(list_prices(self._settings))
         self._owner = open_owner()
         self._sites = open_sites(
@@ -270,6 +280,18 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
         for site, of_site in by_site.items():
             logger.info("ending %s at %s", ", ".join(of_site), site)
             self._sites[site].submit(Terminate(tuple(of_site)))
+
+    def cleanup_cluster_resources(self) -> None:
+        """End what sites keep beside nodes. Ray calls this at the end of `ray down`.
+
+        Raises:
+            ClickException: something is left at a site; it is named, because Ray only warns.
+        """
+        left = [error for thread in self._sites.values() if (error := _end_warm_pool(thread))]
+        if left:
+            text = "; ".join(left)
+            click.echo(f"{text}. Stopped machines still cost: run `ray down` again.", err=True)
+            raise click.ClickException(text)
 
     # --- Ray's launcher
 
@@ -452,3 +474,18 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
 
 def _has_tags(record: NodeRecord, wanted: Mapping[str, str]) -> bool:
     return all(record.tags.get(name) == value for name, value in wanted.items())
+
+
+def _end_warm_pool(thread: SiteThread) -> str | None:
+    """Return what failed, None if a site keeps no ended machine any more."""
+    backend, error = thread.worker.backend, None
+    for _ in range(_WARM_TRIES):
+        if not isinstance(backend, KeepsWarmPool):
+            break
+        try:
+            backend.end_warm_pool()
+        except BackendError as exc:
+            error = f"site {thread.worker.site} must end its warm pool; got: {exc}"
+        else:
+            return None
+    return error

@@ -8,8 +8,10 @@ takes in what it finds and ends only what it was told to end.
 import logging
 import time
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Any
 
 from cluster.ledger import Ledger
 from cluster.model import (
@@ -288,8 +290,17 @@ class Reconciler:
             # It is there all the same: only an accepted end, below, says otherwise.
             if node_id in records and records[node_id].phase is not NodePhase.TERMINATING:
                 seen.ended_s.pop(node_id, None)
-        for memory in (self.reasons, self.own_tags, seen.ended_s):
-            for node_id in memory.keys() - records.keys() - listed.keys():
+        self._forget(records.keys() | listed.keys())
+
+    def _forget(self, known: AbstractSet[NodeId]) -> None:
+        """Drop what is remembered of nodes that are neither open nor listed."""
+        memories: tuple[dict[NodeId, Any], ...] = (
+            self.reasons,
+            self.own_tags,
+            self._seen.ended_s,
+        )
+        for memory in memories:
+            for node_id in memory.keys() - known:
                 del memory[node_id]
 
 

@@ -118,3 +118,15 @@ class KeepsHosts(Protocol):
         Raises:
             BackendError: the host didn't take it.
         """
+
+
+@runtime_checkable
+class KeepsWarmPool(Protocol):
+    """A backend that keeps some ended machines to start them again sooner."""
+
+    def end_warm_pool(self) -> None:
+        """End what is kept, and keep nothing from now on. Idempotent.
+
+        Raises:
+            BackendError: some may still be there; the caller retries.
+        """

@@ -176,6 +176,37 @@ def test_ray_down_with_the_head_dead_and_no_ledger_ends_every_node_at_every_site
     assert all(site.list_instances() == [] for site in machines.sites.values())
 
 
+class WarmBackend(FakeBackend):
+    """Keeps a stopped machine until told, and fails `failures` times first."""
+
+    def __init__(self, *, failures: int) -> None:
+        super().__init__()
+        self.failures = failures
+        self.is_warm = True
+
+    def end_warm_pool(self) -> None:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise BackendError("throttled")
+        self.is_warm = False
+
+
+def test_ray_down_ends_the_machines_a_site_keeps_stopped(machines: Machines) -> None:
+    """Ray asks for it under this name once no node remains."""
+    cloud = machines.sites[CLOUD_SITE] = WarmBackend(failures=2)
+    machines.open("elsewhere").cleanup_cluster_resources()
+    assert not cloud.is_warm
+
+
+def test_ray_down_says_when_machines_are_left_stopped(
+    machines: Machines, capfd: pytest.CaptureFixture[str]
+) -> None:
+    machines.sites[CLOUD_SITE] = WarmBackend(failures=9)
+    with pytest.raises(click.ClickException, match="site cloud must end its warm pool"):
+        machines.open("elsewhere").cleanup_cluster_resources()
+    assert "run `ray down` again" in capfd.readouterr().err
+
+
 def test_a_node_launched_while_others_were_ended_is_among_those_that_remain(
     machines: Machines, eventually: Wait, new_spec: Callable[..., Any]
 ) -> None:
