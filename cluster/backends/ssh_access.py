@@ -59,8 +59,13 @@ class SshTarget:
 
     @property
     def login(self) -> str:
-        """Return the machine as people and rsync write it."""
+        """Return the machine as ssh takes it."""
         return f"{self.access.user}@{self.address}"
+
+    def locate_path(self, path: str) -> str:
+        """Return a path of the machine as rsync takes it; an IPv6 address needs brackets there."""
+        address = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{self.access.user}@{address}:{path}"
 
     def build_ssh(self, *options: str) -> list[str]:
         """Return an ssh command up to and with the machine; the remote command follows it."""

@@ -86,7 +86,7 @@ class SshCommandRunner(CommandRunnerInterface):  # type: ignore[misc] # Ray is u
     ) -> None:
         """Copy a file or folder to the node; modes are kept."""
         way = self._prepare(wait_s=_PREPARE_LIMIT_S)
-        paths = [os.path.expanduser(source), f"{way.login}:{target}"]  # noqa: PTH111 - keeps a final /
+        paths = [os.path.expanduser(source), way.locate_path(target)]  # noqa: PTH111 - keeps a final /
         self._rsync(way, ["--rsync-path", "cd && rsync", *paths], options)
 
     def run_rsync_down(
@@ -94,7 +94,7 @@ class SshCommandRunner(CommandRunnerInterface):  # type: ignore[misc] # Ray is u
     ) -> None:
         """Copy a file or folder from the node; modes are kept."""
         way = self._prepare(wait_s=_PREPARE_LIMIT_S)
-        paths = [f"{way.login}:{source}", os.path.expanduser(target)]  # noqa: PTH111 - keeps a final /
+        paths = [way.locate_path(source), os.path.expanduser(target)]  # noqa: PTH111 - keeps a final /
         self._rsync(way, ["--rsync-path", "cd && rsync", *paths], options)
 
     def remote_shell_command_str(self) -> str:

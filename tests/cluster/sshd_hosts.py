@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -135,6 +136,30 @@ def open_hosts(folder: Path, count: int) -> Iterator[list[SshdHost]]:
             host.start()
             hosts.append(host)
         yield hosts
+
+
+@contextmanager
+def watch_commands() -> Iterator[list[bytes]]:
+    """Collect the command lines of all processes of this machine, over and over."""
+    seen: list[bytes] = []
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.is_set():
+            for entry in Path("/proc").iterdir():
+                if entry.name.isdigit():
+                    try:
+                        seen.append((entry / "cmdline").read_bytes())
+                    except OSError:
+                        continue
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        is_over.set()
+        watcher.join()
 
 
 def skip_without_sshd() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from cluster.backend_settings import SshAccess, SshHost
 from cluster.backends.ssh import SshBackend
-from cluster.backends.ssh_access import resolve_access
+from cluster.backends.ssh_access import SshTarget, resolve_access
 from cluster.backends.ssh_memory import Pauses
 from cluster.config import PortSettings
 from cluster.errors import BackendError, NoCapacityError, NodeNotFoundError
@@ -36,6 +36,7 @@ from tests.cluster.sshd_hosts import (
     open_hosts,
     remove_ssh_folder,
     skip_without_sshd,
+    watch_commands,
 )
 
 # Marks are seen machine-wide, and tests run side by side: names of this process alone.
@@ -230,6 +231,16 @@ def test_tags_set_from_two_machines_at_once_all_stay(rig: Rig, new_spec: Spec) -
         list(executor.map(set_tags, range(2)))
     wanted = {f"tag-{number}-{round_}" for number in range(2) for round_ in range(4)}
     assert wanted <= set(only(rig.open("third")).spec.tags)
+
+
+def test_what_a_claim_says_stands_in_no_process_list(rig: Rig, new_spec: Spec) -> None:
+    backend = rig.open(count=1)
+    with watch_commands() as seen:
+        backend.launch(new_spec(N1, node_config={"note": "canary-71c2"}))
+        backend.set_tags(N1, {"more": "canary-71c2"})
+    assert "canary-71c2" in rig.hosts[0].claim_file.read_text()
+    assert any(b"sh\x00-s" in line for line in seen), "the watch saw nothing"
+    assert not [line for line in seen if b"canary-71c2" in line]
 
 
 # --- hosts that don't answer
@@ -549,6 +560,12 @@ def test_what_a_host_says_itself_wins_over_its_site() -> None:
         "~/.ssh/site",
         "bastion",
     )
+
+
+def test_rsync_gets_an_ipv6_address_in_brackets(tmp_path: Path) -> None:
+    access = SshAccess(user="ray", private_key="~/.ssh/site")
+    assert SshTarget(access, "fd00::5", tmp_path).locate_path("~/x") == "ray@[fd00::5]:~/x"
+    assert SshTarget(access, "10.0.0.5", tmp_path).locate_path("~/x") == "ray@10.0.0.5:~/x"
 
 
 def test_a_failing_host_is_left_alone_twice_as_long_each_time_up_to_a_limit() -> None:

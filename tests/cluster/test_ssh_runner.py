@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from tests.cluster.sshd_hosts import (
     open_hosts,
     remove_ssh_folder,
     skip_without_sshd,
+    watch_commands,
 )
 
 SECRET = "canary-5f1d0c"
@@ -147,25 +147,8 @@ def test_files_and_folders_go_up_and_come_down_with_their_modes(rig: Rig, tmp_pa
 def test_secrets_of_the_environment_stand_in_no_process_list_and_no_log(
     rig: Rig, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    seen: list[bytes] = []
-    is_over = threading.Event()
-
-    def watch() -> None:
-        while not is_over.is_set():
-            for entry in Path("/proc").iterdir():
-                if entry.name.isdigit():
-                    try:
-                        seen.append((entry / "cmdline").read_bytes())
-                    except OSError:
-                        continue
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
+    with watch_commands() as seen:
         rig.open().run("env -0 >~/seen; sleep 0.3")
-    finally:
-        is_over.set()
-        watcher.join()
     assert f"SITE_SECRET={SECRET}" in (rig.node.home / "seen").read_text()
     assert any(b"sleep 0.3" in line for line in seen), "the watch saw nothing"
     assert not [line for line in seen if SECRET.encode() in line]
