@@ -167,8 +167,9 @@ def decide_launch(
     *, committed: Sequence[UsdPerHour], asked: Sequence[UsdPerHour], limit_usd_per_hour: Decimal
 ) -> BudgetVerdict:
     """Return whether nodes at the asked prices may be launched within the hour's limit alone."""
-    spend = SpendNow(now_s=0.0, commitments=[Commitment(price, since_s=0.0) for price in committed])
-    return decide_spend(budget_status(spend, MoneyLimits(limit_usd_per_hour)), asked)
+    burn = sum_prices(committed)
+    use = _use_of_hour(burn, MoneyLimits(limit_usd_per_hour), "committed")
+    return decide_spend(BudgetStatus((use,), burn, nodes=len(committed)), asked)
 
 
 def add_launches(status: BudgetStatus, asked: Sequence[UsdPerHour]) -> BudgetStatus:

@@ -15,6 +15,7 @@ from cluster.budget import (
     add_launches,
     budget_status,
     committed_prices,
+    decide_launch,
     decide_spend,
     sum_prices,
 )
@@ -199,6 +200,16 @@ def _spend_at(now_s: float, charges: list[Charge]) -> SpendNow:
             now_s=now_s,
         ),
     )
+
+
+@given(committed=price_lists, asked=price_lists, limit=prices)
+def test_the_hours_limit_alone_decides_as_it_does_among_others(
+    committed: list[Decimal | None], asked: list[Decimal | None], limit: Decimal
+) -> None:
+    nodes = [Commitment(price, NOON_S) for price in committed]
+    status = budget_status(SpendNow(NOON_S, nodes), MoneyLimits(limit))
+    alone = decide_launch(committed=committed, asked=asked, limit_usd_per_hour=limit)
+    assert alone == decide_spend(status, asked)
 
 
 def test_a_launch_in_flight_and_a_node_being_ended_are_committed_and_a_closed_one_is_not() -> None:
