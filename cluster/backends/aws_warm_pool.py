@@ -45,6 +45,8 @@ class WarmPool:
         # How often in a row an instance was seen that is warm but runs.
         self._seen_running: dict[str, int] = {}
         self._keeps = True
+        # Kept by this process: EC2 may not find them by their tag yet.
+        self._kept: set[str] = set()
 
     def start_one(
         self, spec: LaunchSpec, config: AwsNodeConfig, offerings: Sequence[Offering], until_s: float
@@ -62,6 +64,7 @@ class WarmPool:
                 logger.info("ending warm %s: node type %s changed", one.instance_id, spec.node_type)
                 self._instances.end([one.instance_id], until_s=until_s)
             elif self._start(one, spec, until_s=until_s):
+                self._kept.discard(one.instance_id)
                 return replace(one, state="pending", tags=render_tags(spec))
         return None
 
@@ -88,14 +91,16 @@ class WarmPool:
         """Tag instances as warm, then stop them. Idempotent."""
         for instance_id, node_type in keepers.items():
             self._instances.tag([instance_id], {TAG_WARM: node_type}, until_s=until_s)
+        self._kept |= keepers.keys()
         self._instances.stop(list(keepers), until_s=until_s)
 
     def end_all(self, until_s: float) -> None:
         """End what is kept, of every node type, and keep nothing from now on."""
         self._keeps = False
         found = self._instances.describe(until_s=until_s, by="tag-key", values=[TAG_WARM])
-        kept = [one.instance_id for one in found if not one.is_gone]
-        self._instances.end(kept, until_s=until_s)
+        kept = self._kept | {one.instance_id for one in found if not one.is_gone}
+        self._instances.end(sorted(kept), until_s=until_s)
+        self._kept.clear()
 
     def finish_stops(self, warm: Sequence[Ec2Instance], until_s: float) -> None:
         """Stop what is warm but has been running for several listings: a crash left it so.
