@@ -35,6 +35,9 @@ _WHY_NEVER = "never launched: its owner ended"
 # An owner on another machine can't be asked whether it lives; no launch takes this long.
 _STRANGER_S_MAX = 900.0
 
+# A process that was told to end a node and still runs is left alone for so long.
+_ENDING_S_MAX = 30.0
+
 _TAG_STATUS, _STATUS_JOINED = "ray-node-status", "up-to-date"
 
 
@@ -182,7 +185,7 @@ class Reconciler:
         if record is None:
             return self._is_unwanted(instance)
         if record.phase is NodePhase.TERMINATING:
-            return self._is_free(record)
+            return self._is_free(record) or self._is_overdue(record)
         if record.phase is NodePhase.INTENDED and self._is_free(record):
             # Launches are made one by one with these looks, so none of ours is half done now: it
             # was only not written down.
@@ -222,6 +225,14 @@ class Reconciler:
             reopens=is_missed,
         )
         return False
+
+    def _is_overdue(self, record: NodeRecord) -> bool:
+        """Return whether another process's termination is to be done by this one.
+
+        It may live on without the lease, or hang. Ending twice does no harm.
+        """
+        ordered_s = self._clock.wall_s() - record.changed_s
+        return not self._conduct.is_operator and abs(ordered_s) > _ENDING_S_MAX
 
     def _is_useless(self, instance: Instance, record: NodeRecord) -> bool:
         """Return whether a node doesn't serve and never will, noting why."""
@@ -308,5 +319,7 @@ def _is_news(instance: Instance, record: NodeRecord) -> bool:
     """Return whether a running instance differs from its record in what the site says of it."""
     if (record.phase, record.address) != (NodePhase.RUNNING, instance.address):
         return True
-    said = ((instance.launched_s, record.launched_s), (instance.offering, record.offering))
-    return any(now is not None and now != before for now, before in said)
+    # What was said first of the price's beginning counts, so only that is news.
+    if record.launched_s is None and instance.launched_s is not None:
+        return True
+    return instance.offering is not None and instance.offering != record.offering

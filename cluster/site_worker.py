@@ -206,7 +206,7 @@ class SiteWorker:
 
     def _recall_sold_out(self) -> None:
         if not self._is_recalled:
-            known = [one for one in self._ledger.list_sold_out() if one.site == self.site]
+            known = tuple(one for one in self._ledger.list_sold_out() if one.site == self.site)
             self.backend.recall_sold_out(known)
             self._sold_out, self._is_recalled = known, True
 

@@ -158,7 +158,7 @@ def test_what_is_sold_out_is_written_when_it_changes_and_given_back_at_the_next_
     bench.pass_s(1)
     assert bench.ledger.list_sold_out() == [row]
     bench.restart()
-    assert bench.backend.recalled == [[], [row]]
+    assert bench.backend.recalled == [(), (row,)]
 
 
 def test_refused_credentials_freeze_launches_and_are_logged_once_until_new_ones_work(
@@ -283,3 +283,16 @@ def test_several_tags_of_a_node_reach_its_site_in_one_call(bench: Bench) -> None
     (instance,) = bench.backend.list_instances()
     assert instance.spec.tags["ray-node-status"] == "up-to-date"
     assert not bench.worker.has_unsent_tags
+
+
+def test_an_end_ordered_by_an_autoscaler_that_lost_its_lease_is_carried_out_by_the_next(
+    bench: Bench,
+) -> None:
+    """Its process lives on, so after 30 s somebody else must do it. Ending twice does no harm."""
+    bench.launch()
+    bench.ledger.mark_terminating(NodeId("n-1"), owner=open_owner())
+    bench.pass_s(29)
+    assert bench.calls("terminate") == 0
+    bench.pass_s(2)
+    bench.pass_s(1)
+    assert bench.record().phase is NodePhase.CLOSED
