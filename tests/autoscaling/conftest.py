@@ -173,7 +173,7 @@ class LiveHead:
             *("--object-store-memory=100000000", "--disable-usage-stats"),
         )
 
-    def join(self, site: str, *, gpus: int) -> None:
+    def join(self, site: str, *, gpus: int, environment: dict[str, str] | None = None) -> None:
         """Add a real node of a site, which the autoscaler doesn't manage."""
         labels = {"RAY_OVERRIDE_LABELS": json.dumps({"site": site})}
         unmanaged = {"RAY_CLOUD_INSTANCE_ID": "", "RAY_NODE_TYPE_NAME": ""}
@@ -182,7 +182,7 @@ class LiveHead:
             *("--min-worker-port=0", "--max-worker-port=0"),
             *(f"--dashboard-agent-listen-port={_find_free_port()}",),
             *("--object-store-memory=100000000", "--disable-usage-stats"),
-            environment=labels | unmanaged,
+            environment=labels | unmanaged | (environment or {}),
         )
 
     def start_autoscaler(self) -> None:
@@ -191,6 +191,19 @@ class LiveHead:
             *(sys.executable, "-m", "autoscaling.monitor", "--supervise"),
             *("--gcs-address", self.address, "--autoscaling-config", str(self.config_file)),
             *("--logs-dir", str(self.logs), "--update-interval-s", "1"),
+        )
+
+    def start_second_autoscaler(self) -> "subprocess.Popen[bytes]":
+        """Another autoscaler process for the same ledger, which nobody supervises."""
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "autoscaling.monitor"),
+                *("--gcs-address", self.address, "--autoscaling-config", str(self.config_file)),
+                *("--logs-dir", str(self.logs), "--update-interval-s", "1"),
+            ],
+            env=os.environ | self.environment,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
     def run(self, *command: str, environment: dict[str, str] | None = None) -> str:
