@@ -109,3 +109,14 @@ def test_render_prints_a_file_that_loads(tmp_path: Path) -> None:
     (tmp_path / "rendered.yaml").write_text(done.stdout)
     settings = load_cluster_file(tmp_path / "rendered.yaml")
     assert settings == load_cluster_file(ROOT / "cluster" / "hybrid.yaml")
+
+
+def test_building_an_image_asks_before_it_starts_a_builder(tmp_path: Path) -> None:
+    """Nothing is started: without a terminal and --yes it ends before the first call."""
+    wheel = tmp_path / "tidegate-0.1.0-py3-none-any.whl"
+    wheel.write_bytes(b"wheel")
+    url = "https://example.org/tidegate.whl"
+    arguments = ("--base-image", "ami-1", "--wheel-url", url, "--wheel", str(wheel))
+    done = run("infra", "image", "cluster/hybrid.yaml", *arguments)
+    assert done.returncode == 1
+    assert "Start a m7i.2xlarge in us-east-1" in " ".join(done.stderr.split())
