@@ -172,6 +172,39 @@ def test_a_second_supervisor_for_the_same_session_ends_by_itself(live_head: Any,
     assert live_head.supervisor_pid() == supervisor
 
 
+def test_an_autoscaler_that_was_stopped_for_longer_than_its_lease_ends_when_it_wakes(
+    live_head: Any, wait: Any
+) -> None:
+    """A second one waits, acts 15 s after the first fell silent, and is waited for in turn."""
+    first = live_head.autoscaler_pid()
+    second = live_head.start_second_autoscaler()
+    wait(lambda: live_head.decision().get("waiting"), timeout_s=60, why="a waiting process")
+    assert "another autoscaler holds the lease: this one waits" in live_head.log()
+    os.kill(first, signal.SIGSTOP)
+    stopped_s = time.time()
+    wait(
+        lambda: live_head.decision()["decided_s"] > stopped_s + 5,
+        timeout_s=60,
+        why="decisions of the second",
+    )
+    os.kill(first, signal.SIGCONT)
+    wait(
+        lambda: first not in live_head.processes("autoscaling.monitor --gcs-address"),
+        timeout_s=20,
+        why="the end of the first",
+    )
+    assert "no longer the one that acts" in live_head.log()
+    wait(lambda: live_head.decision().get("waiting"), timeout_s=60, why="its successor, waiting")
+    second.kill()
+    second.wait()
+    killed_s = time.time()
+    wait(
+        lambda: live_head.decision()["decided_s"] > killed_s + 3,
+        timeout_s=60,
+        why="decisions of the successor",
+    )
+
+
 def test_nothing_is_left_ten_seconds_after_the_gcs_is_gone(live_head: Any, wait: Any) -> None:
     """The last test: it ends the cluster."""
     ray.shutdown()
