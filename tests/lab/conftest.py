@@ -5,9 +5,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.ec2 import Ec2
+from tests.lab.hybrid import HybridLab, open_hybrid_lab
 from tests.lab.hypervisor import Hypervisor
 from tests.lab.lab import Lab
 from tests.lab.namespaces import explain_missing
+from tests.lab.steps import start
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +37,19 @@ def hypervisor(lab: Lab, ec2: Ec2) -> Iterator[Hypervisor]:
     """Machines behind the instances."""
     with Hypervisor(lab, ec2) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def hybrid(lab_allowed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HybridLab]:
+    """The machines of the hybrid cluster, one set a session; logs are kept in pytest's folder."""
+    with open_hybrid_lab(boot_s=1.0) as machines:
+        yield machines
+        machines.save_logs(tmp_path_factory.mktemp("logs"))
+
+
+@pytest.fixture
+def running(hybrid: HybridLab) -> HybridLab:
+    """The hybrid cluster with its applications, started where the last test took it down."""
+    if not hybrid.is_running:
+        start(hybrid)
+    return hybrid

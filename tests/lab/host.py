@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -161,7 +162,7 @@ class LabHost:
         """Turn it off in order, as `shutdown -h now` on it does. Returns at once."""
         _signal(self.pid, signal.SIGTERM)
 
-    def in_network(self) -> object:
+    def in_network(self) -> AbstractContextManager[None]:
         """Return a context in which this thread's sockets are the host's."""
         return in_network_of(self.pid)
 
