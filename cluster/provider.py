@@ -30,8 +30,7 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from cluster.backend_settings import SshBackendSettings
-from cluster.backends.contract import CommandRunner, KeepsHosts, KeepsWarmPool, NodeBackend
+from cluster.backends.contract import CommandRunner, KeepsHosts, NodeBackend
 from cluster.backends.open import open_backend, write_token
 from cluster.boot_watch import WatchedRunner
 from cluster.config import parse_cluster_config, parse_provider_section
@@ -63,14 +62,13 @@ from cluster.site_reconcile import Conduct
 from cluster.site_thread import SiteThread
 from cluster.site_wait import ANSWER_S_MAX, wait_for_looks
 from cluster.site_worker import Launch, SetTags, Terminate
-from cluster.sites import list_prices, open_sites
-from cluster.store_place import find_place
+from cluster.sites import end_warm_pool, find_host, list_prices, list_sites_of, open_sites
+from cluster.store_place import Place, find_place
 
 logger = logging.getLogger(__name__)
 
 _FLUSH_S_MAX = 15.0
 _SILENT_S_MAX = 30.0
-_WARM_TRIES = 3
 _TAG_FENCE = "tidegate-fence"
 _LISTED_PHASES = {NodePhase.INTENDED, NodePhase.LAUNCHED, NodePhase.RUNNING}
 
@@ -104,14 +102,7 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
         state_dir = Path(self._settings.state_dir).expanduser()
         # Opening the ledger is the replay: open intents of earlier processes are listed from the
         # first call on, as pending nodes, and their site's thread finds out what became of them.
-        self._ledger = Ledger(
-            find_place(
-                self._settings.store,
-                state_dir=state_dir,
-                cluster=self._cluster,
-                environment=os.environ,
-            )
-        )
+        self._ledger = Ledger(self._find_ledger(state_dir))
         self._ledger.set_missing_prices(list_prices(self._settings))
         self._owner = open_owner()
         self._sites = open_sites(
@@ -121,7 +112,7 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
             conduct=Conduct(
                 owner=self._owner,
                 is_operator=not self._is_on_head,
-                is_alone=self._settings.store.kind == "sqlite",
+                is_alone=not self._is_on_head or self._settings.store.kind == "sqlite",
                 may_act=self._may_act,
             ),
             poll_s=poll_s,
@@ -206,13 +197,14 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
             NodeNotFoundError: neither a node nor a host has that name.
             BackendError: the site didn't take it in time.
         """
-        self._wait_for_sites(self._sites)
-        host_site = self._find_host(name)
+        host_site = find_host(self._settings, name)
         if host_site is not None:
             backend = self._sites[host_site].worker.backend
             if isinstance(backend, KeepsHosts):
                 backend.cordon_host(name, cordon)
             return
+        may_hold = list_sites_of(self._settings, name) or self._sites
+        self._wait_for_sites({site: self._sites[site] for site in may_hold})
         thread = self._sites[self._ledger.get(NodeId(name)).site]
         self._ledger.set_cordon(NodeId(name), cordon)
         self._send_tags(NodeId(name), {TAG_CORDON: cordon or ""})
@@ -287,7 +279,7 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
         Raises:
             ClickException: something is left at a site; it is named, because Ray only warns.
         """
-        left = [error for thread in self._sites.values() if (error := _end_warm_pool(thread))]
+        left = [error for thread in self._sites.values() if (error := end_warm_pool(thread))]
         if left:
             text = "; ".join(left)
             click.echo(f"{text}. Stopped machines still cost: run `ray down` again.", err=True)
@@ -337,6 +329,20 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
         return WatchedRunner(runner, note)
 
     # --- inside
+
+    def _find_ledger(self, state_dir: Path) -> Place:
+        """Return where this process's ledger is: an operator's is only a cache, and always local.
+
+        So `ray down` works with the head dead, and its database with it.
+        """
+        if not self._is_on_head:
+            return state_dir / self._cluster / "ledger.db"
+        return find_place(
+            self._settings.store,
+            state_dir=state_dir,
+            cluster=self._cluster,
+            environment=os.environ,
+        )
 
     def _sites_asked(self, tag_filters: Mapping[str, str]) -> Mapping[SiteName, SiteThread]:
         """Return the sites whose nodes may match: a head lives at an owned site only.
@@ -413,12 +419,6 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
             if not thread.flush(timeout_s=max(0.0, deadline_s - time.monotonic())):
                 logger.warning("site %s didn't take all orders in time; run it again", site)
 
-    def _find_host(self, name: str) -> SiteName | None:
-        for site, settings in self._settings.sites.items():
-            if isinstance(settings.backend, SshBackendSettings) and name in settings.backend.hosts:
-                return SiteName(site)
-        return None
-
     def _phase_of(self, node_id: str) -> NodePhase:
         try:
             return self._ledger.get(NodeId(node_id)).phase
@@ -474,18 +474,3 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
 
 def _has_tags(record: NodeRecord, wanted: Mapping[str, str]) -> bool:
     return all(record.tags.get(name) == value for name, value in wanted.items())
-
-
-def _end_warm_pool(thread: SiteThread) -> str | None:
-    """Return what failed, None if a site keeps no ended machine any more."""
-    backend, error = thread.worker.backend, None
-    for _ in range(_WARM_TRIES):
-        if not isinstance(backend, KeepsWarmPool):
-            break
-        try:
-            backend.end_warm_pool()
-        except BackendError as exc:
-            error = f"site {thread.worker.site} must end its warm pool; got: {exc}"
-        else:
-            return None
-    return error

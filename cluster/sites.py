@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from decimal import Decimal
 
-from cluster.backend_settings import AwsBackendSettings
-from cluster.backends.contract import NodeBackend
+from cluster.backend_settings import AwsBackendSettings, SshBackendSettings
+from cluster.backends.contract import KeepsWarmPool, NodeBackend
 from cluster.config import ProviderSettings
+from cluster.errors import BackendError
 from cluster.ledger import Ledger
 from cluster.limits import price_of_type
 from cluster.model import NodeTypeName, SiteName
@@ -16,6 +17,7 @@ from cluster.site_worker import SiteWorker
 _POLL_S = 1.0
 # Looking at other machines costs calls, which EC2 counts.
 _POLL_REMOTE_S = 2.0
+_WARM_TRIES = 3
 
 
 def open_sites(
@@ -63,3 +65,35 @@ def list_prices(settings: ProviderSettings) -> dict[NodeTypeName, Decimal]:
     names = [NodeTypeName(name) for name in settings.node_types]
     priced = {name: price_of_type(settings, name) for name in names}
     return {name: price for name, price in priced.items() if price is not None}
+
+
+def find_host(settings: ProviderSettings, name: str) -> SiteName | None:
+    """Return the site that has a host of that name in the cluster file."""
+    for site, one in settings.sites.items():
+        if isinstance(one.backend, SshBackendSettings) and name in one.backend.hosts:
+            return SiteName(site)
+    return None
+
+
+def list_sites_of(settings: ProviderSettings, node_name: str) -> set[SiteName]:
+    """Return the sites that may hold a node: its name begins with its type."""
+    return {
+        SiteName(offer.site)
+        for node_type, offer in settings.node_types.items()
+        if node_name.startswith(f"{node_type}-")
+    }
+
+
+def end_warm_pool(thread: SiteThread) -> str | None:
+    """Return what failed, None if a site keeps no ended machine any more."""
+    backend, error = thread.worker.backend, None
+    for _ in range(_WARM_TRIES):
+        if not isinstance(backend, KeepsWarmPool):
+            break
+        try:
+            backend.end_warm_pool()
+        except BackendError as exc:
+            error = f"site {thread.worker.site} must end its warm pool; got: {exc}"
+        else:
+            return None
+    return error

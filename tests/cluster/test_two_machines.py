@@ -316,6 +316,25 @@ def test_a_cordon_set_by_an_operator_reaches_the_heads_ledger_and_can_be_lifted(
     eventually(lambda: cordon_of() is None)
 
 
+def test_a_node_can_be_cordoned_while_another_site_does_not_answer(
+    machines: Machines, eventually: Wait
+) -> None:
+    head, _ = start_cluster(machines, eventually)
+    (node_id,) = head.non_terminated_nodes({"ray-node-type": "head"})
+    machines.sites[CLOUD_SITE].hang()
+    machines.open("elsewhere").cordon(node_id, Cordon.CORDONED)
+    eventually(lambda: head._ledger.get(NodeId(node_id)).cordon is Cordon.CORDONED)
+
+
+def test_an_operators_ledger_is_a_local_file_even_if_the_heads_is_a_database(
+    machines: Machines,
+) -> None:
+    """The database may be gone with the head; `ray down` needs only the sites."""
+    machines.provider_config["store"] = {"kind": "postgresql", "url_env": "NOT_SET_ANYWHERE"}
+    assert machines.open("elsewhere").nodes_for_teardown({}) == []
+    assert machines.ledger("elsewhere").list_all() == []
+
+
 def test_the_heads_copy_names_the_copied_key_and_keeps_the_home_of_a_remote_head(
     cluster_content: dict[str, Any],
 ) -> None:
