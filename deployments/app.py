@@ -45,8 +45,8 @@ class GatewayArgs(Strict):
     )
     is_on_head: bool = Field(
         default=True,
-        description="Keep gateways on the head node. Elsewhere the proxy reaches them only if "
-        "http_options.host is an address of their nodes or 0.0.0.0.",
+        description="Keep gateways on the head node. Otherwise each stands on an owned node of its "
+        "own, which the proxy reaches only if http_options.host is 0.0.0.0.",
     )
     num_cpus: Annotated[float, Field(ge=0, le=64)] = Field(
         default=0.5, description="CPUs of one gateway replica."

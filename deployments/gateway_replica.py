@@ -203,6 +203,8 @@ def gateway_deployment(args: "GatewayArgs") -> Any:
             "label_selector": _OWNED,
             "resources": _HEAD if args.is_on_head else {},
         },
+        # Two of them on one machine would be lost together.
+        max_replicas_per_node=None if args.is_on_head else 1,
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=_HEALTH_CHECK_TIMEOUT_S,
         graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_S,

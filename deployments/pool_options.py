@@ -1,8 +1,8 @@
 """Serve options every pool has, whatever its engine: placement, limits, health, scaling door.
 
-Placement is where residency and cost meet Ray: the site selector stands on every bundle of the
-placement group and on the actor. With only one of the two, the group may be reserved on another
-site and the actor then waits for ever.
+Placement is where residency and cost meet Ray: the selector of site and accelerator stands on every
+bundle of the placement group and on the actor. With only one of the two, the group may be reserved
+on another site and the actor then waits for ever.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def build_pool_options(pool: PoolSpec, *, bundles: Sequence[dict[str, float]]) -
     them itself. Serve counts three failed health checks before it replaces a replica, so the
     period of one second bounds the life of a dead engine at about four.
     """
-    selector = site_selector(pool)
+    selector = build_selector(pool)
     return {
         "name": pool.name,
         "max_ongoing_requests": pool.slots,
@@ -68,6 +68,10 @@ def build_bundles(pool: PoolSpec, *, workers: int) -> list[dict[str, float]]:
     ]
 
 
-def site_selector(pool: PoolSpec) -> dict[str, str]:
-    """Labels a node must have to run replicas of `pool`."""
-    return {"site": pool.site}
+def build_selector(pool: PoolSpec) -> dict[str, str]:
+    """Labels a node must have to run replicas of `pool`.
+
+    The market isn't one of them: when a site has no spot nodes to give, the autoscaler takes the
+    next tier of the same accelerator, and the pool's replicas run there.
+    """
+    return {"site": pool.site, "accelerator": pool.accelerator}

@@ -94,9 +94,11 @@ class Cluster:
             "--no-monitor",
             f"--ray-client-server-port={self._ports.pop()}",
         ]
-        self._start_node("onprem", [*head, "--labels", "site=onprem,owned=true"])
+        self._start_node("onprem", [*head, "--labels", "site=onprem,owned=true,accelerator=cpu"])
         address = f"127.0.0.1:{self._gcs_port}"
-        self._start_node("cloud", [f"--address={address}", "--labels", "site=cloud,owned=false"])
+        self._start_node(
+            "cloud", [f"--address={address}", "--labels", "site=cloud,owned=false,accelerator=cpu"]
+        )
         pools = [pool("onprem", owned=True), pool("cloud", owned=False)]
         args = {
             "models": [{"name": "m", "context_tokens": 2048, "pools": pools}],

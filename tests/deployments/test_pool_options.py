@@ -30,13 +30,16 @@ def make_model(*, context_tokens: int = 2048, **pool: Any) -> tuple[ModelSpec, P
 
 
 @pytest.mark.parametrize("engine", ["vllm", "emulated"])
-def test_the_site_selector_stands_on_every_bundle_and_on_the_actor(engine: str) -> None:
+def test_the_selector_of_site_and_accelerator_stands_on_every_bundle_and_on_the_actor(
+    engine: str,
+) -> None:
     model, pool = make_model(engine=engine)
     deployment = {"vllm": vllm_deployment, "emulated": emulated_deployment}[engine](model, pool)
     replica = deployment._replica_config
     assert replica.placement_group_bundles == [{"CPU": 2.0, "GPU": 1.0}]
-    assert replica.placement_group_bundle_label_selector == [{"site": "onprem"}]
-    assert replica.ray_actor_options["label_selector"] == {"site": "onprem"}
+    selector = {"site": "onprem", "accelerator": pool.accelerator}
+    assert replica.placement_group_bundle_label_selector == [selector]
+    assert replica.ray_actor_options["label_selector"] == selector
 
 
 def test_a_replica_on_several_gpus_has_a_bundle_and_a_selector_for_each() -> None:
@@ -47,7 +50,8 @@ def test_a_replica_on_several_gpus_has_a_bundle_and_a_selector_for_each() -> Non
         {"CPU": 2.0, "GPU": 1.0},
         *[{"CPU": 1.0, "GPU": 1.0}] * 3,
     ]
-    assert replica.placement_group_bundle_label_selector == [{"site": "onprem"}] * 4
+    selector = {"site": "onprem", "accelerator": "h100"}
+    assert replica.placement_group_bundle_label_selector == [selector] * 4
 
 
 @pytest.mark.parametrize("engine", ["vllm", "emulated"])

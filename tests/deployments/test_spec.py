@@ -80,7 +80,7 @@ def test_the_models_folder_does_not_follow_home(monkeypatch: pytest.MonkeyPatch)
     assert not str(resolve_weights("tiny")).startswith("/nodes/n1")
 
 
-@pytest.mark.parametrize("name", ["serve.yaml", "serve-emulated.yaml"])
+@pytest.mark.parametrize("name", ["serve.yaml", "serve-emulated.yaml", "serve-hybrid.yaml"])
 def test_a_shipped_serve_file_gives_the_gateway_and_each_model_the_same_entry(name: str) -> None:
     text = Path(deployments.__path__[0], name).read_text()
     applications = {one["name"]: one for one in yaml.safe_load(text)["applications"]}
