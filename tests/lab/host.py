@@ -11,7 +11,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.lab.namespaces import enter, in_network_of, list_members, wait_for_descendant
+from tests.lab.namespaces import (
+    enter,
+    in_network_of,
+    kill_entered,
+    list_members,
+    wait_for_descendant,
+)
 
 HOME = "/home/root"
 """Home of root in a host: the real one stays out of sight."""
@@ -87,8 +93,7 @@ class LabHost:
         try:
             output, errors = process.communicate(timeout=timeout_s)
         except BaseException:
-            process.kill()
-            process.communicate()
+            kill_entered(process)
             raise
         return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
@@ -116,6 +121,7 @@ class LabHost:
             stdout=output,
             stderr=output,
             text=True,
+            process_group=0,
         )
 
     def console(self) -> list[str]:

@@ -151,6 +151,7 @@ class Lab:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 text=True,
+                process_group=0,
             )
 
     def run(self, command: list[str], *, text: str | None = None) -> str:

@@ -10,6 +10,9 @@ mkdir /mnt/hosts
 ip link set lo up
 ip address add "$LAB_SERVICES_ADDRESS/32" dev lo
 echo 1 >/proc/sys/net/ipv4/ip_forward
+# Delayed packets come back through another card than the one their sender is behind.
+echo 0 >/proc/sys/net/ipv4/conf/all/rp_filter
+echo 0 >/proc/sys/net/ipv4/conf/default/rp_filter
 for site in "$@"; do
     bridge=br-${site%%=*}
     ip link add "$bridge" type bridge

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 MARK_LAB = "TIDEGATE_LAB"
@@ -46,6 +46,13 @@ def explain_missing() -> str | None:
 def enter(pid: int, *kinds: str) -> list[str]:
     """Return the words that run a command in another process's namespaces."""
     return ["nsenter", f"--target={pid}", *(f"--{kind}" for kind in kinds), "--"]
+
+
+def kill_entered(process: subprocess.Popen[str]) -> None:
+    """Kill what was started with `enter` and `process_group=0`: nsenter and its child."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=10)
 
 
 @contextmanager

@@ -144,6 +144,20 @@ def test_a_rate_holds(owned: LabHost, rented: LabHost, wan: Wan) -> None:
     assert time.monotonic() - began_s > 1.5
 
 
+def test_a_delay_holds_both_ways(owned: LabHost, rented: LabHost, wan: Wan) -> None:
+    """Opening a connection takes one round trip: 2 x 0.2 s."""
+    connect = f"time -p bash -c '</dev/tcp/{CLOUD}/22'"
+    assert read_seconds(owned.run(connect).stderr) < 0.2
+    wan.delay(ONPREM, AWS, delay_s=0.2)
+    assert 0.4 <= read_seconds(owned.run(connect).stderr) < 1.0
+    wan.heal()
+    assert read_seconds(owned.run(connect).stderr) < 0.2
+
+
+def read_seconds(said: str) -> float:
+    return float(said.split()[said.split().index("real") + 1])
+
+
 def test_a_frozen_host_is_silent_until_it_thaws(owned: LabHost, rented: LabHost) -> None:
     rented.freeze()
     assert owned.run(f"timeout 1 {SSH} {CLOUD} true").returncode != 0

@@ -1,10 +1,23 @@
-"""Faults of the line between two sites: cut, one way or both; loss; a low rate.
+"""Faults of the line between two sites: cut, one way or both; loss; a low rate; delay.
 
 Packets between hosts of one site don't pass the router and are never touched.
 """
 
-from tests.lab.lab import Lab, LabSite
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from tests.lab.lab import Lab, LabSite
+from tests.lab.namespaces import kill_entered
+
+if TYPE_CHECKING:
+    import subprocess
+
+_CARDS = ("wan0", "wan1")
+_RELAY = Path(__file__).with_name("wan_delay.py")
+_RELAY_S_MAX = 20
+_TABLES = 100
 _TABLE = "inet wan"
 
 
@@ -13,6 +26,7 @@ class Wan:
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
+        self._relay: subprocess.Popen[str] | None = None
         self._nft(
             f"add table {_TABLE}\n"
             f"add chain {_TABLE} forward {{ type filter hook forward priority 0; }}\n"
@@ -41,16 +55,58 @@ class Wan:
             ]
         )
 
+    def delay(self, one: LabSite, other: LabSite, *, delay_s: float, jitter_s: float = 0.0) -> None:
+        """Hold every packet between two sites up, both ways: the round trip takes twice as long.
+
+        Connections lose what is on its way when the delay changes.
+        """
+        self._end_delay()
+        words = [str(delay_s), str(jitter_s), *_CARDS]
+        self._relay = self._lab.start([sys.executable, str(_RELAY), *words])
+        deadline_s = time.monotonic() + _RELAY_S_MAX
+        while not set(_CARDS) <= set(self._list_cards()):
+            assert time.monotonic() < deadline_s, "the relay must open its cards"
+            time.sleep(0.02)
+        for number, (source, target, card) in enumerate(
+            ((one, other, _CARDS[0]), (other, one, _CARDS[1])), start=_TABLES
+        ):
+            self._ip(f"link set {card} up")
+            self._ip(f"route replace default dev {card} table {number}")
+            self._ip(
+                f"rule add iif br-{source.name} to {target.network} lookup {number} pref {number}"
+            )
+
     def heal(self) -> None:
         """Undo every fault. Idempotent."""
+        self._end_delay()
         self._nft(f"flush chain {_TABLE} forward\n")
         for name in self._lab.sites:
             if "tbf" in self._lab.run(["tc", "qdisc", "show", "dev", f"br-{name}"]):
                 self._lab.run(["tc", "qdisc", "delete", "dev", f"br-{name}", "root"])
+
+    def _end_delay(self) -> None:
+        """Let packets pass the router directly again."""
+        if self._relay is None:
+            return
+        for number in (_TABLES, _TABLES + 1):
+            self._ip(f"rule delete pref {number}")
+        kill_entered(self._relay)
+        self._relay = None
+        deadline_s = time.monotonic() + _RELAY_S_MAX
+        while set(_CARDS) & set(self._list_cards()):
+            assert time.monotonic() < deadline_s, "the relay's cards must be gone"
+            time.sleep(0.02)
+
+    def _list_cards(self) -> list[str]:
+        return [line.split()[0] for line in self._ip("-brief link").splitlines()]
+
+    def _ip(self, words: str) -> str:
+        return self._lab.run(["ip", *words.split()])
 
     def _nft(self, commands: str) -> None:
         self._lab.run(["nft", "-f", "-"], text=commands)
 
 
 def _match(source: LabSite, target: LabSite) -> str:
-    return f"ip saddr {source.network} ip daddr {target.network}"
+    # A delayed packet passes the router twice; only the first time counts.
+    return f"iifname br-{source.name} ip saddr {source.network} ip daddr {target.network}"
