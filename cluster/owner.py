@@ -13,6 +13,7 @@ from cluster.machine import read_machine_id
 
 _BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 _UNKNOWN_MACHINE = "unknown"
+_ENDED = frozenset({"Z", "X"})  # zombie, dead: proc_pid_stat(5)
 _live_here: set[str] = set()
 
 
@@ -71,11 +72,14 @@ def _boot_id() -> str:
 
 
 def _process_name(pid: int) -> str | None:
-    """Return pid and start time, which no other process here ever has; None for no process."""
+    """Return pid and start time, which no other process here ever has; None for no process.
+
+    One that has ended is none, even while its parent hasn't asked how it ended.
+    """
     try:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The name in parentheses may hold spaces; the start time is the 20th field behind it.
-    started = status.rpartition(")")[2].split()[19]
-    return f"{pid}/{started}"
+    fields = status.rpartition(")")[2].split()
+    return None if fields[0] in _ENDED else f"{pid}/{fields[19]}"

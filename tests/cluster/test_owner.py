@@ -1,5 +1,6 @@
 """An owner ends with its object, its process or its machine's boot; elsewhere nothing is known."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,24 @@ def test_an_owner_ends_with_its_object() -> None:
 def test_an_owner_ends_with_its_process() -> None:
     machine, boot, namespace, pid, start, name = open_owner().split("/")
     assert has_ended("/".join([machine, boot, namespace, pid, str(int(start) + 1), name]))
+
+
+def test_an_owner_has_ended_although_its_parent_never_asks_how() -> None:
+    """In a container without an init, what was killed stays in the process list for ever."""
+    pipe_read, pipe_write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(pipe_write, open_owner().encode())
+        os._exit(0)
+    owner = os.read(pipe_read, 1000).decode()
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    try:
+        assert Path(f"/proc/{pid}/stat").exists()
+        assert has_ended(owner)
+    finally:
+        os.waitpid(pid, 0)
+        os.close(pipe_read)
+        os.close(pipe_write)
 
 
 def test_an_owner_ends_with_its_machines_boot() -> None:
