@@ -190,13 +190,15 @@ class Ledger(SiteNotes, BootStages, Spend, Leases):
         launched_s: float | None = None,
         offering: str | None = None,
     ) -> None:
-        """Note that the node was seen running. No effect once it is terminating or closed.
+        """Note that the node was seen running. A closed node stays as it is.
 
         `launched_s` and `offering` are what its site says of it; None keeps what is known, and of
         `launched_s` the first word counts.
         """
         with self._store.transaction() as session:
             row = _get(session, node_id)
+            if row.phase == NodePhase.CLOSED:
+                return
             if row.phase in {NodePhase.INTENDED, NodePhase.LAUNCHED}:
                 row.phase, row.changed_s = NodePhase.RUNNING, self._now_s()
                 write_boot_stage(session, node_id, BootStage.RUNNING, row.changed_s)

@@ -133,6 +133,14 @@ def test_a_node_is_charged_from_its_launch_to_its_end(ledger_place: LedgerPlace)
     assert (record.launched_s, record.ended_s, record.offering) == (1400.0, 5000.0, "g6 in a")
 
 
+def test_a_closed_node_stays_as_it_was_when_it_closed(ledger: Ledger) -> None:
+    ledger.open_intents([INTENT], owner="me", check=accept_all)
+    ledger.mark_closed(INTENT.node_id, why="no capacity: none left", never_ran=True)
+    before = ledger.get(INTENT.node_id)
+    ledger.mark_running(INTENT.node_id, address="a", launched_s=1400.0, offering="g6 in a")
+    assert ledger.get(INTENT.node_id) == before
+
+
 def test_a_node_whose_site_says_nothing_is_charged_from_its_intent_up_to_now(
     ledger_place: LedgerPlace,
 ) -> None:

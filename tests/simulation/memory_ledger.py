@@ -101,6 +101,8 @@ class MemoryLedger(Ledger):
         launched_s: float | None = None,
         offering: str | None = None,
     ) -> None:
+        if self._nodes[node_id].phase is NodePhase.CLOSED:
+            return
         if self._nodes[node_id].phase in {NodePhase.INTENDED, NodePhase.LAUNCHED}:
             self._move(node_id, NodePhase.RUNNING)
         held = self._nodes[node_id]
