@@ -52,6 +52,13 @@ class Figures:
     signals: Sequence[GatewaySignals] | None = None
 
 
+def list_sites(settings: ClusterSettings, ledger: LedgerView) -> list[SiteName]:
+    """Return the sites of the cluster file, then those that only the ledger still knows."""
+    spent = (by_site.keys() for by_site in (ledger.spend_usd or {}).values())
+    known = {node.site for node in ledger.open_nodes}.union(*spent)
+    return [*settings.sites, *sorted(known - settings.sites.keys())]
+
+
 def find_market(settings: ClusterSettings, record: NodeRecord) -> str:
     """Return a node's market, "unknown" if its type has left the cluster file."""
     node_type = settings.node_types.get(record.node_type)

@@ -57,7 +57,7 @@ class LedgerReader:
             sold_out=ledger.list_sold_out(),
             holds=ledger.list_holds(),
             listings=ledger.list_listings(),
-            boots=self._read_boots(ledger),
+            boots=self._read_boots(ledger, now_s),
             is_lease_held=ledger.lease().holder is not None,
         )
 
@@ -66,8 +66,9 @@ class LedgerReader:
             self._history = (now_s, ledger.list_all())
         return self._history[1]
 
-    def _read_boots(self, ledger: Ledger) -> list[BootRecord]:
-        newest_s = max((boot.at_s for boot in self._boots.values()), default=0.0)
+    def _read_boots(self, ledger: Ledger, now_s: float) -> list[BootRecord]:
+        # Not later than now: a clock that ran ahead for a while may have written of the future.
+        newest_s = min(now_s, max((boot.at_s for boot in self._boots.values()), default=0.0))
         for boot in ledger.list_boot_records(since_s=newest_s - _BOOT_WRITTEN_LATE_S_MAX):
             self._boots[boot.node_id, boot.stage] = boot
         return list(self._boots.values())

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any, get_args
 
 from autoscaling import metrics as m
-from autoscaling.figures import Figures, LedgerView, Sample, find_market
+from autoscaling.figures import Figures, LedgerView, Sample, find_market, list_sites
 from autoscaling.guard import LimitName
 from autoscaling.money_samples import sample_money
 from autoscaling.record import BurstState
@@ -27,6 +27,7 @@ _FAILURE_CODES = {
     "never launched": "owner_ended",
     "gone from its site": "lost",
     "not joined within": "not_joined",
+    "stopped": "stopped",
 }
 _CREDENTIALS_ERROR = "CredentialsError"
 
@@ -78,6 +79,7 @@ def _sample_nodes(settings: ClusterSettings, ledger: LedgerView, now_s: float) -
         yield Sample(m.NODES, labels, counts[labels])
     for name, site in settings.sites.items():
         yield Sample(m.NODES_MAX, (name,), site.max_nodes)
+    for name in list_sites(settings, ledger):
         for phase in _OPEN_PHASES:
             since = [n.changed_s for n in open_nodes if (n.site, n.phase) == (name, phase)]
             age_s = max(0.0, now_s - min(since)) if since else 0.0
@@ -89,7 +91,7 @@ def _sample_nodes(settings: ClusterSettings, ledger: LedgerView, now_s: float) -
             labels = (node.node_id, node.node_type, node.site, market, node.address)
             yield Sample(m.NODE_INFO, labels, 1)
     cordons = Counter((node.site, node.cordon) for node in open_nodes if node.cordon is not None)
-    for site_name in settings.sites:
+    for site_name in list_sites(settings, ledger):
         for cordon in Cordon:
             yield Sample(m.NODES_CORDONED, (site_name, cordon), cordons[(site_name, cordon)])
 

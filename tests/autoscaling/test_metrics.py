@@ -207,6 +207,7 @@ def test_launches_and_failures_are_counted_from_the_ledger(full: Figures) -> Non
         ("never launched: its owner ended", "owner_ended"),
         ("gone from its site", "lost"),
         ("not joined within 900 s", "not_joined"),
+        ("stopped: it serves no more", "stopped"),
         ("terminated", None),
         (None, None),
     ],
@@ -224,6 +225,24 @@ def test_committed_money_and_its_limit_s_state(full: Figures) -> None:
     assert found["tidegate_limit_state", "usd_per_hour", "hard"] == 0
     assert found["tidegate_spend_usd", "cloud", "day"] == 1.5
     assert found["tidegate_spend_usd", "onprem", "month"] == 0
+
+
+def test_no_money_hides_behind_a_name_that_left_the_cluster_file(settings: ClusterSettings) -> None:
+    """A type and a site were deleted while nodes of theirs still ran: 1.861 and 2 $/h."""
+    gone = SiteName("old-cloud")
+    nodes = [
+        node("a", node_type="old_gpu"),
+        node("b", site=gone, node_type="older_gpu", price="2", changed_s=NOW_S - 90),
+        node("c", site=gone, node_type="older_gpu", price=None),
+    ]
+    spend: dict[SiteName, Decimal | None] = {gone: Decimal(7)}
+    ledger = LedgerView(budget(), open_nodes=nodes, spend_usd={"day": spend, "month": spend})
+    found = sample(Figures(NOW_S, settings, ledger))
+    assert found["tidegate_committed_usd_per_hour", "cloud", "unknown"] == pytest.approx(1.861)
+    assert found["tidegate_committed_usd_per_hour", "old-cloud", "unknown"] == 2
+    assert found["tidegate_nodes_price_unknown", "old-cloud"] == 1
+    assert found["tidegate_spend_usd", "old-cloud", "day"] == 7
+    assert found["tidegate_phase_age_seconds", "old-cloud", "running"] == 90
 
 
 def test_limits_on_days_and_months_count_what_was_spent(full: Figures) -> None:
@@ -403,6 +422,21 @@ def test_what_happens_after_the_first_look_is_seen_and_not_counted_twice(
     view = reader.read()
     assert [one.node_id for one in view.history] == ["a"]
     assert [one.stage for one in view.boots] == [BootStage.INTENDED, BootStage.ACCEPTED]
+
+
+def test_a_clock_that_ran_ahead_for_a_while_hides_no_later_boot(
+    settings: ClusterSettings, tmp_path: Path
+) -> None:
+    """The first node is noted a day in the future; then the clock is put right."""
+    here = replace(settings, state_dir=tmp_path)
+    clock_s = [1_700_020_800.0 + 86_400]
+    writer = Ledger(tmp_path / "tidegate-local" / "ledger.db", now_s=lambda: clock_s[0])
+    reader = LedgerReader(lambda: here, now_s=lambda: clock_s[0])
+    _open_intent(writer, "a")
+    assert len(reader.read().boots) == 1
+    clock_s[0] -= 86_400
+    _open_intent(writer, "b")
+    assert {boot.node_id for boot in reader.read().boots} == {"a", "b"}
 
 
 def _open_intent(ledger: Ledger, name: str) -> None:
