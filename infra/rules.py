@@ -105,11 +105,13 @@ def _rules_of_money(limits: Thresholds) -> tuple[Rule, ...]:
     return (
         Rule(
             "TidegateBudgetHard",
-            f'max by (limit) ({m.LIMIT_STATE.name}{{state="hard"}}) == 1',
+            # A limit of 0 is reached from the start, and by intent: nobody is called for that.
+            f'max by (limit) ({m.LIMIT_STATE.name}{{state="hard"}}) == 1'
+            f" and on (limit) {m.LIMIT_USD.name} > 0",
             0,
             "page",
             "The limit {{ $labels.limit }} is reached: nothing that costs money is launched.",
-            "tidegate cost CLUSTER_FILE shows what spends; raise provider.limits or wait.",
+            "tidegate status CLUSTER_FILE shows what spends; raise provider.limits or wait.",
         ),
         Rule(
             "TidegateBudgetSoft",
@@ -117,7 +119,7 @@ def _rules_of_money(limits: Thresholds) -> tuple[Rule, ...]:
             0,
             "warning",
             "The limit {{ $labels.limit }} is nearly used.",
-            "tidegate cost CLUSTER_FILE shows what spends.",
+            "tidegate status CLUSTER_FILE shows what spends.",
         ),
         Rule(
             "TidegateBurstTooLong",
@@ -158,6 +160,18 @@ def _rules_of_sites(limits: Thresholds) -> tuple[Rule, ...]:
             "warning",
             "{{ $labels.site }} has not been listed for {{ $value | humanizeDuration }}.",
             "ray monitor CLUSTER_FILE shows the error of each look.",
+        ),
+        Rule(
+            "TidegateNeverListed",
+            # Without a good look there is no age that could grow.
+            f"(max by (site) ({m.LISTING_FAILED.name}) == 1"
+            f" unless on (site) {m.LISTING_AGE_S.name})"
+            f" unless on (site) {m.CREDENTIALS_REFUSED.name} == 1",
+            limits.listing_age_s_max,
+            "warning",
+            "{{ $labels.site }} could never be listed: nothing is launched there.",
+            "tidegate doctor CLUSTER_FILE checks what it needs; ray monitor CLUSTER_FILE shows the "
+            "error of each look.",
         ),
         Rule(
             "TidegateCapacityErrors",

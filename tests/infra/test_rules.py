@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from autoscaling.metrics import METRICS
+from infra.cli import app
 from infra.prometheus import AUTOSCALER_JOB
 from infra.rules import Thresholds, build_rules, render_rules
 
@@ -40,6 +42,8 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], int]] = {
         {
             'tidegate_limit_state{limit="usd_per_hour", state="hard"}': "1x20",
             'tidegate_limit_state{limit="usd_per_day", state="hard"}': "0x20",
+            'tidegate_limit_usd{limit="usd_per_hour"}': "4x20",
+            'tidegate_limit_usd{limit="usd_per_day"}': "40x20",
         },
         {"limit": "usd_per_hour"},
         1,
@@ -67,6 +71,8 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], int]] = {
         {
             'tidegate_credentials_refused{site="aws-1"}': "1x20",
             'tidegate_credentials_refused{site="aws-2"}': "1x20",
+            'tidegate_credentials_refused{site="aws-3"}': "1x20",
+            'tidegate_listing_failed{site="aws-3"}': "1x20",
             'tidegate_listing_age_seconds{site="aws-1"}': "600x20",
             'tidegate_listing_age_seconds{site="aws-2"}': "600x20",
         },
@@ -75,6 +81,11 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], int]] = {
     ),
     "TidegateListingStale": (
         {'tidegate_listing_age_seconds{site="aws"}': "600x20"},
+        {"site": "aws"},
+        5,
+    ),
+    "TidegateNeverListed": (
+        {'tidegate_listing_failed{site="aws"}': "1x20"},
         {"site": "aws"},
         5,
     ),
@@ -105,6 +116,11 @@ QUIET: dict[str, str] = {
     'tidegate_nodes_price_unknown{site="aws"}': "0x200",
     'tidegate_credentials_refused{site="aws"}': "0x200",
     'tidegate_listing_age_seconds{site="aws"}': "5x200",
+    # Failing just now, and for a short time only.
+    'tidegate_listing_failed{site="aws"}': "1x200",
+    # All nodes are owned, and nothing may ever be spent: nobody must be called for that.
+    'tidegate_limit_usd{limit="usd_per_day"}': "0x200",
+    'tidegate_limit_state{limit="usd_per_day", state="hard"}': "1x200",
     'tidegate_holds{site="aws"}': "0x200",
     'tidegate_launch_failures_total{site="aws", node_type="t", code="no_capacity"}': "3x200",
     'tidegate_phase_age_seconds{site="aws", phase="terminating"}': "60x200",
@@ -196,6 +212,17 @@ def test_rules_ask_only_for_metrics_that_exist() -> None:
     for rule in RULES.values():
         names = set(re.findall(r"tidegate_\w+", rule.expr))
         assert names <= known, (rule.name, names - known)
+
+
+def test_actions_name_commands_that_exist() -> None:
+    actions = " ".join(rule.action for rule in RULES.values())
+    typed = re.findall(r"tidegate ([a-z ]+)", actions)
+    assert typed
+    for words in typed:
+        command: Any = typer.main.get_command(app)
+        for word in words.split():
+            command = getattr(command, "commands", {}).get(word)
+            assert command is not None, f"tidegate {words}"
 
 
 def test_thresholds_are_those_given() -> None:
