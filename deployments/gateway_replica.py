@@ -208,6 +208,8 @@ def gateway_deployment(args: "GatewayArgs") -> Any:
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=_HEALTH_CHECK_TIMEOUT_S,
         graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_S,
+        # A lone gateway's replacement answers before it stops; of several, the others answer.
+        max_surge_percent=100 if args.replicas == 1 else 0,
     )
     return deployment.bind(args)
 

@@ -18,6 +18,8 @@ _HEALTH_CHECK_TIMEOUT_S = 10.0
 _DRAIN_POLL_S = 1.0
 _ROUTING_STATS_PERIOD_S = 1.0
 _ACTOR_CPUS = 1
+# Serve rounds up: one replica more for every four, at least one.
+_SURGE_PERCENT = 25
 _ROUTER_CLASS = "deployments.pool_router:PoolRouter"
 
 
@@ -25,8 +27,10 @@ def build_pool_options(pool: PoolSpec, *, bundles: Sequence[dict[str, float]]) -
     """Options for `Deployment.options`; the actor takes its CPU from the first of `bundles`.
 
     The autoscaling delays are zero because decisions come from our own autoscaler, which damps
-    them itself. Serve counts three failed health checks before it replaces a replica, so the
-    period of one second bounds the life of a dead engine at about four.
+    them itself. There are no `initial_replicas`: Serve would go back to them at every deploy, under
+    whatever load; without them it keeps the number it has, and begins at the minimum. Serve counts
+    three failed health checks before it replaces a replica, so the period of one second bounds the
+    life of a dead engine at about four.
     """
     selector = build_selector(pool)
     return {
@@ -34,7 +38,6 @@ def build_pool_options(pool: PoolSpec, *, bundles: Sequence[dict[str, float]]) -
         "max_ongoing_requests": pool.slots,
         "autoscaling_config": {
             "min_replicas": pool.min_replicas,
-            "initial_replicas": pool.min_replicas,
             "max_replicas": pool.max_replicas,
             "upscale_delay_s": 0.0,
             "downscale_delay_s": 0.0,
@@ -50,6 +53,7 @@ def build_pool_options(pool: PoolSpec, *, bundles: Sequence[dict[str, float]]) -
         },
         "graceful_shutdown_timeout_s": GRACEFUL_SHUTDOWN_S,
         "graceful_shutdown_wait_loop_s": _DRAIN_POLL_S,
+        "max_surge_percent": 0 if pool.replaces_in_place else _SURGE_PERCENT,
         "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
         "health_check_timeout_s": _HEALTH_CHECK_TIMEOUT_S,
     }

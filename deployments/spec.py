@@ -43,6 +43,11 @@ class PoolSpec(Strict):
     max_replicas: Annotated[int, Field(gt=0, le=1024)] = Field(
         description="Replicas never exceeded."
     )
+    replaces_in_place: bool = Field(
+        default=False,
+        description="When a deploy changes its replicas: false = a replacement answers before an "
+        "old one stops, which needs GPUs for one more in four; true = an old one stops first.",
+    )
     engine_args: dict[str, Any] = Field(
         default_factory=dict, description="Arguments of the engine, checked by the engine."
     )

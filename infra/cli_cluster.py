@@ -19,6 +19,7 @@ from infra.cli_options import (
     confirm,
     write_report,
 )
+from infra.deploy import deploy_changed
 from infra.embedded import resolve_cluster
 from infra.plan import plan_changes
 from infra.plan_view import describe_plan, render_plan
@@ -33,6 +34,9 @@ from infra.status_view import describe_status, render_status
 app = typer.Typer()
 
 NodeName = Annotated[str, typer.Argument(help="Node id as `tidegate status` shows it, or a host.")]
+PortOffset = Annotated[
+    int, typer.Option(min=0, max=20000, help="As it was given to `tidegate serve`.")
+]
 WithEngine = Annotated[
     str, typer.Option("--engine", help="Engine the embedded cluster would run: vllm or emulated.")
 ]
@@ -86,9 +90,7 @@ def render(cluster_file: AnyClusterFile) -> None:
 @app.command(epilog="Examples:  tidegate status  |  tidegate status cluster/hybrid.yaml -o json")
 def status(
     cluster_file: AnyClusterFile = LOCAL_CLUSTER_FILE,
-    port_offset: Annotated[
-        int, typer.Option(min=0, max=20000, help="As it was given to `tidegate serve`.")
-    ] = 0,
+    port_offset: PortOffset = 0,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Show nodes, pools, burst state, limits and spend, what is sold out, and the reasons."""
@@ -96,6 +98,22 @@ def status(
     with step(f"Status of {settings.cluster_name}"):
         found = read_status(file, settings)
     write_report(output, describe_status(found), render_status(found))
+
+
+@app.command(epilog="Example:  tidegate deploy my-serve.yaml cluster/hybrid.yaml")
+def deploy(
+    serve_file: Annotated[Path, typer.Argument(help="Serve file to put into force.")],
+    cluster_file: AnyClusterFile = LOCAL_CLUSTER_FILE,
+    port_offset: PortOffset = 0,
+) -> None:
+    """Put a changed serve file into force while requests go on; a bad one changes nothing.
+
+    A cluster elsewhere is reached through `ray dashboard CLUSTER_FILE`, which forwards the port.
+    """
+    _, settings = resolve_cluster(cluster_file, port_offset=port_offset)
+    with step(f"Applications of {settings.cluster_name}") as current:
+        deployed = deploy_changed(serve_file, settings, on_progress=current.say)
+    sys.stdout.write(f"in force: {', '.join(deployed.application_names)}\n")
 
 
 @app.command(epilog="Example:  tidegate cordon cluster/hybrid.yaml l40s-2")

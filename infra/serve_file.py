@@ -51,8 +51,10 @@ class ServeFile:
         )
 
 
-def read_serve_file(path: Path, *, port: int, keys_file: Path) -> ServeFile:
+def read_serve_file(path: Path, *, port: int, keys_file: Path | None) -> ServeFile:
     """Return the file's content, listening on `port`, with `keys_file` unless it names its own.
+
+    Without a keys file the gateway looks for one in its own home.
 
     Raises:
         ConfigError: it can't be read, or holds mistakes; all of ours are listed.
@@ -68,7 +70,8 @@ def read_serve_file(path: Path, *, port: int, keys_file: Path) -> ServeFile:
     config["http_options"] = {"host": "127.0.0.1", **(config.get("http_options") or {})}
     config["http_options"]["port"] = port
     gateway = gateways[0]
-    gateway["args"] = {"keys_file": str(keys_file), **(gateway.get("args") or {})}
+    keys = {} if keys_file is None else {"keys_file": str(keys_file)}
+    gateway["args"] = {**keys, **(gateway.get("args") or {})}
     mistakes: list[str] = []
     args = _validate(GatewayArgs, gateway["args"], "gateway", mistakes)
     for app in applications:

@@ -19,6 +19,9 @@ ENV_FILE = "~/.tidegate/env.sh"
 
 _PORTS_PER_NODE = 10
 _WORKER_PORTS = 1000
+# HAProxy hands over to a new process whenever a gateway comes or goes; the old one lives on for the
+# streams it has, for no longer than this. As long as replicas drain; Ray's default cuts at 120 s.
+_STREAM_S_MAX = 600
 
 
 def build_node_environment(
@@ -63,6 +66,7 @@ def build_common_environment(
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.proxy_metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.proxy_stats),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.proxy_fallback),
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(_STREAM_S_MAX),
         **ray_address,
     }
 

@@ -174,7 +174,10 @@ def _copy(source: Path, target: Path, options: Mapping[str, Any] | None) -> None
         shutil.copytree(source, target, dirs_exist_ok=True, ignore=excluded)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(source, target)
+    # In one step, as rsync does: the autoscaler reads the cluster file while it is replaced.
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.copy(source, draft)
+    draft.replace(target)
 
 
 def _fail(command: str, code: int, *, is_final: bool) -> NoReturn:

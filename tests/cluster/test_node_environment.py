@@ -8,6 +8,7 @@ from pathlib import Path
 from cluster.backends.node_environment import build_node_environment, render_env_file
 from cluster.config import PortSettings
 from cluster.model import LaunchSpec
+from deployments.pool_options import GRACEFUL_SHUTDOWN_S
 
 PORTS = PortSettings(
     gcs=6399,
@@ -32,6 +33,13 @@ def test_every_port_of_a_node_is_pinned(new_spec: Callable[..., LaunchSpec]) -> 
     )
     assert environment["TIDEGATE_PORT_GCS"] == "6399"
     assert environment["TIDEGATE_NODE_IP"] == "10.0.0.7"
+
+
+def test_the_proxy_leaves_a_stream_as_long_as_a_replica_drains(
+    new_spec: Callable[..., LaunchSpec],
+) -> None:
+    environment = build_node_environment(PORTS, new_spec(), address="10.0.0.7", extra={})
+    assert float(environment["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) == GRACEFUL_SHUTDOWN_S
 
 
 def test_only_the_head_is_told_which_cluster_is_around(

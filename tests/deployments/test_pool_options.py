@@ -64,7 +64,7 @@ def test_a_cloud_pool_starts_at_zero_and_drains_for_as_long_as_a_stream_may_take
     deployment = {"vllm": vllm_deployment, "emulated": emulated_deployment}[engine](model, pool)
     config = deployment._deployment_config
     assert deployment.name == "cloud-cpu-on_demand"
-    assert config.autoscaling_config.initial_replicas == 0
+    assert config.autoscaling_config.initial_replicas is None
     assert config.autoscaling_config.min_replicas == 0
     assert config.max_ongoing_requests == 16
     assert config.graceful_shutdown_timeout_s == 600
@@ -122,3 +122,11 @@ def test_whoever_builds_pools_imports_neither_vllm_nor_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("is_in_place", "percent"), [(False, 25), (True, 0)])
+def test_a_replacement_comes_before_the_old_one_goes_unless_the_pool_says_otherwise(
+    *, is_in_place: bool, percent: int
+) -> None:
+    model, pool = make_model(engine="emulated", replaces_in_place=is_in_place)
+    assert emulated_deployment(model, pool)._deployment_config.max_surge_percent == percent
