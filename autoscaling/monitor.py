@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoscaling.settings_reader import SettingsReader
+from autoscaling.settings_reader import find_copy, read_in_force
 from autoscaling.supervisor import Session, Supervisor, start_detached, watch_parent
 
 _SUPERVISOR_LOG = "monitor_supervisor.log"
@@ -50,7 +50,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if not Path(options.logs_dir).is_dir():
         parser.error(f"--logs-dir must be a folder; got {options.logs_dir}. Has Ray started?")
     config = Path(options.autoscaling_config).expanduser()
-    if not config.is_file():
+    if not config.is_file() and not find_copy(config).is_file():
         parser.error(f"--autoscaling-config must be a file; got {config}.")
     return options
 
@@ -85,18 +85,14 @@ def _autoscale(options: argparse.Namespace) -> int:
 
     watch_parent(replace_supervisor)
     config_path = Path(options.autoscaling_config).expanduser()
-    settings = SettingsReader(config_path)
     os.environ.setdefault("AUTOSCALER_UPDATE_INTERVAL_S", str(options.update_interval_s))
-    ports = settings.read().ports
+    ports = read_in_force(config_path).settings.ports
     if ports is not None:
         os.environ.setdefault("AUTOSCALER_METRIC_PORT", str(ports.autoscaler_metrics))
     from autoscaling.ray_monitor import run_autoscaler  # noqa: PLC0415 - Ray reads these at import
 
     run_autoscaler(
-        gcs_address=options.gcs_address,
-        config_path=config_path,
-        logs_dir=session.logs_dir,
-        settings=settings,
+        gcs_address=options.gcs_address, config_path=config_path, logs_dir=session.logs_dir
     )
     return 1
 

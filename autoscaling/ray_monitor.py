@@ -4,18 +4,21 @@ Edge to Ray's private interface, checked against Ray 2.60. Ray reads its setting
 environment when it is imported, so `autoscaling.monitor` sets them before it imports this module.
 """
 
+import copy
 import logging
 import os
 import threading
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ray._common.ray_constants import LOGGING_ROTATE_BACKUP_COUNT, LOGGING_ROTATE_BYTES
 from ray._private import ray_constants
 from ray._private.ray_logging import setup_component_logger
 from ray._raylet import GcsClient  # type: ignore[attr-defined] # Ray ships no types
-from ray.autoscaler.v2.instance_manager.config import FileConfigReader
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig, IConfigReader
 from ray.autoscaler.v2.monitor import AutoscalerMonitor
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
@@ -26,7 +29,8 @@ from autoscaling.metrics_exporter import serve_metrics
 from autoscaling.node_orders import NodeOrders
 from autoscaling.ray_scheduler import LocalFirstScheduler
 from autoscaling.record import SchedulerReport
-from autoscaling.settings_reader import SettingsReader, find_ledger, read_stamp
+from autoscaling.settings_reader import SettingsReader, find_ledger
+from cluster.errors import ConfigError
 from cluster.lease import Lease
 from cluster.ledger import Ledger
 from cluster.owner import has_ended, open_owner
@@ -38,50 +42,60 @@ _FAILURES_MAX = 30
 _log = logging.getLogger("autoscaling")
 
 
-class ConfigReader(FileConfigReader):  # type: ignore[misc] # Ray ships no types
-    """Ray's reader of the cluster file, which checks it anew only when it has changed.
+class ConfigReader(IConfigReader):  # type: ignore[misc] # Ray ships no types
+    """Gives Ray the content that our settings were read from.
 
     Ray's own reads, checks and remarks on the file at every tick, and a file that has become
-    invalid stops every tick; here the last good one counts.
+    invalid stops every tick; `read_content` returns the last good one.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.error: str | None = None
-        self._stamp = read_stamp(path)
-        self._file = path
-        super().__init__(config_file=str(path), skip_content_hash=True)
+    def __init__(self, read_content: Callable[[], Mapping[str, Any]]) -> None:
+        self._read_content = read_content
+        self._content = read_content()
+        self._config = build_config(self._content)
+
+    def get_cached_autoscaling_config(self) -> AutoscalingConfig:
+        """Return what Ray works with until the next refresh."""
+        return self._config
 
     def refresh_cached_autoscaling_config(self) -> None:
-        """Read the file again if it has changed."""
-        stamp = read_stamp(self._file)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
-        try:
-            super().refresh_cached_autoscaling_config()
-        except Exception as exc:  # noqa: BLE001 - whatever Ray's checks raise, the former file holds
-            lead = "Ray can't use the changed cluster file, the former one stays in force"
-            self.error = f"{lead}: {exc}"
-            _log.exception(lead)
-        else:
-            self.error = None
+        """Take over the content if it has changed."""
+        content = self._read_content()
+        if content is not self._content:
+            self._config = build_config(content)
+            self._content = content
 
 
-def run_autoscaler(
-    *, gcs_address: str, config_path: Path, logs_dir: Path, settings: SettingsReader
-) -> None:
+def build_config(content: Mapping[str, Any]) -> AutoscalingConfig:
+    """Return a cluster file's content as Ray's.
+
+    Raises:
+        ConfigError: Ray's own checks refuse it.
+    """
+    try:
+        return AutoscalingConfig(copy.deepcopy(dict(content)), skip_content_hash=True)
+    except Exception as exc:
+        raise ConfigError(f"Ray refuses it: {exc}") from exc
+
+
+def check_as_ray(content: Mapping[str, Any]) -> None:
+    """Raise ConfigError if Ray's own checks refuse a cluster file's content."""
+    build_config(content)
+
+
+def run_autoscaler(*, gcs_address: str, config_path: Path, logs_dir: Path) -> None:
     """Run until something fails that only a new process can mend; the supervisor starts one.
 
     Waits, and only reads, while another process holds the lease.
     """
     _set_up_logging(logs_dir)
+    settings = SettingsReader(config_path, check=check_as_ray)
     board = Blackboard.from_address(gcs_address)
     ledger = Ledger(find_ledger(settings.read()))
     lease = _take_lease(ledger, board)
-    config = ConfigReader(config_path)
     monitor = AutoscalerMonitor(
         gcs_address,
-        config,
+        ConfigReader(settings.read_content),
         log_dir=str(logs_dir),
         monitor_ip=gcs_address.rpartition(":")[0],
     )
@@ -90,7 +104,7 @@ def run_autoscaler(
         read_settings=settings.read,
         read_report=lambda: scheduler.last_report or SchedulerReport(),
         now_s=time.time,
-        list_problems=lambda: tuple(filter(None, (settings.error, config.error))),
+        list_problems=lambda: () if (problem := settings.error) is None else (problem,),
     )
     brain = BrainLoop(board, sources)
     orders = NodeOrders(ledger, partial(_drain, gcs_address), list_serving=lambda: brain.serving)

@@ -86,7 +86,7 @@ class Cluster:
             content["provider"], name, backends=sites, poll_s=0.05, answer_s_max=1.0
         )
         settings = SettingsReader(file)
-        self.config = ConfigReader(file)
+        self.config = ConfigReader(settings.read_content)
         self.brain = BrainLoop(
             Blackboard(Memory()),
             Sources(settings.read, lambda: self.report, time.time),
