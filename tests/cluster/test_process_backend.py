@@ -195,6 +195,23 @@ def test_files_are_copied_to_the_nodes_home_and_back(
     assert (tmp_path / "back").read_text() == "content"
 
 
+def test_a_file_is_replaced_in_one_step_so_that_nobody_reads_half_of_it(
+    open_backend: Open, new_spec: Callable[..., LaunchSpec], tmp_path: Path
+) -> None:
+    """A reader that has the former file open goes on reading the former file."""
+    backend = open_backend()
+    backend.launch(new_spec())
+    runner = backend.open_command_runner(NODE)
+    (tmp_path / "file").write_text("former")
+    runner.run_rsync_up(str(tmp_path / "file"), "~/folder/file")
+    copied = Path(run(backend, "echo -n ~/folder/file"))
+    with copied.open() as reader:
+        (tmp_path / "file").write_text("new")
+        runner.run_rsync_up(str(tmp_path / "file"), "~/folder/file")
+        assert reader.read() == "former"
+    assert run(backend, "cat ~/folder/file; ls -A ~/folder").split() == ["newfile"]
+
+
 def test_the_launchers_literal_ray_folder_is_the_nodes_own(
     open_backend: Open, new_spec: Callable[..., LaunchSpec]
 ) -> None:
