@@ -105,23 +105,33 @@ class Refusal:
 class Holdings:
     """Nodes that exist or are planned, and what they cost together.
 
+    `usd_per_hour` is what is known of their price, `unpriced` how many have none. Of both,
     `planned_usd_per_hour` is the price of those that are only planned; None = unknown.
     """
 
     by_type: Mapping[str, int]
     by_site: Mapping[str, int]
-    prices: Sequence[UsdPerHour]
+    nodes: int = 0
+    usd_per_hour: Decimal = _ZERO
+    unpriced: int = 0
     planned_usd_per_hour: UsdPerHour = _ZERO
 
     @property
-    def nodes(self) -> int:
-        """All of them."""
-        return sum(self.by_type.values())
+    def committed_usd_per_hour(self) -> UsdPerHour:
+        """What all of them cost, unknown as soon as one price is."""
+        return None if self.unpriced else self.usd_per_hour
 
-    @property
-    def usd_per_hour(self) -> Decimal:
-        """What is known of their price."""
-        return sum((price for price in self.prices if price is not None), _ZERO)
+    def with_planned(self, offer: Offer) -> "Holdings":
+        """Return these and one more node of a type, without counting all of them again."""
+        price = offer.usd_per_hour
+        return Holdings(
+            by_type={**self.by_type, offer.name: self.by_type.get(offer.name, 0) + 1},
+            by_site={**self.by_site, offer.site: self.by_site.get(offer.site, 0) + 1},
+            nodes=self.nodes + 1,
+            usd_per_hour=self.usd_per_hour + (price or _ZERO),
+            unpriced=self.unpriced + (price is None),
+            planned_usd_per_hour=sum_prices([self.planned_usd_per_hour, price]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,22 +155,24 @@ def market_rank(market: Market) -> int:
     return _MARKET_ORDER.index(market)
 
 
-def count_holdings(
-    offers: Mapping[str, Offer], node_types: Iterable[str], *, planned: Iterable[str] = ()
-) -> Holdings:
-    """Return what nodes of these types add up to, those only planned included.
+def count_holdings(offers: Mapping[str, Offer], node_types: Iterable[str]) -> Holdings:
+    """Return what nodes of these types add up to.
 
     A type that is no longer offered has no site here and an unknown price; it fills the cluster.
     """
-    new = list(planned)
-    names = [*node_types, *new]
-    known = [offers[name] for name in names if name in offers]
-    return Holdings(
-        by_type=Counter(names),
-        by_site=Counter(offer.site for offer in known),
-        prices=[offer.usd_per_hour for offer in known] + [None] * (len(names) - len(known)),
-        planned_usd_per_hour=sum_prices([offers[name].usd_per_hour for name in new]),
-    )
+    by_type = Counter(node_types)
+    by_site: Counter[str] = Counter()
+    usd_per_hour, unpriced = _ZERO, 0
+    for name, count in by_type.items():
+        offer = offers.get(name)
+        price = None if offer is None else offer.usd_per_hour
+        if offer is not None:
+            by_site[offer.site] += count
+        if price is None:
+            unpriced += count
+        else:
+            usd_per_hour += count * price
+    return Holdings(by_type, by_site, by_type.total(), usd_per_hour, unpriced)
 
 
 def find_refusal(offer: Offer, holdings: Holdings, limits: Limits) -> Refusal | None:
@@ -192,17 +204,17 @@ def admit(
     `existing_types` holds every node that may cost money or fill a place, those on their way out
     included: what waits for them is refused now and planned again at the next tick.
     """
-    existing = list(existing_types)
+    holdings = count_holdings(offers, existing_types)
     launches: list[Launch] = []
     refusals: list[Refusal] = []
     for launch in planned:
-        admitted = [other.node_type for other in launches]
-        holdings = count_holdings(offers, existing, planned=admitted)
-        refusal = find_refusal(offers[launch.node_type], holdings, limits)
+        offer = offers[launch.node_type]
+        refusal = find_refusal(offer, holdings, limits)
         if refusal is None and len(launches) >= limits.launches_per_tick:
             refusal = _refuse_tick(launch.node_type, limits)
         if refusal is None:
             launches.append(launch)
+            holdings = holdings.with_planned(offer)
         else:
             refusals.append(refusal)
     return Admission(tuple(launches), tuple(refusals))
@@ -214,7 +226,7 @@ def _find_money_refusal(offer: Offer, holdings: Holdings, limits: Limits) -> Ref
     verdicts: list[BudgetVerdict] = []
     if limits.usd_per_hour_max is not None:
         verdict = decide_launch(
-            committed=holdings.prices,
+            committed=[holdings.committed_usd_per_hour],
             asked=[offer.usd_per_hour],
             limit_usd_per_hour=limits.usd_per_hour_max,
         )

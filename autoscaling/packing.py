@@ -19,7 +19,6 @@ from autoscaling.demand import (
     subtract,
 )
 from autoscaling.guard import (
-    Holdings,
     Launch,
     Limits,
     Offer,
@@ -87,10 +86,10 @@ class Packing:
         retiring: Sequence[str] = (),
     ) -> None:
         self.refusals: dict[str, tuple[Refusal, ...]] = {}
-        self._offers = offers
         self._limits = limits
-        self._retiring = tuple(retiring)
         self._rooms: dict[object, _Room] = {}
+        self._filling: tuple[object, int] | None = None
+        self._holdings = count_holdings(offers, [*(node.node_type for node in nodes), *retiring])
         self._slots = [
             Slot(node.node_type, node.is_owned, node.labels, dict(node.free), node.groups, node.id)
             for node in nodes
@@ -108,7 +107,7 @@ class Packing:
 
     def launch(self, offer: Offer, cause: str) -> Refusal | None:
         """Plan one node of this type for its own sake; the refusal if a limit forbids it."""
-        refusal = find_refusal(offer, self._holdings(), self._limits)
+        refusal = find_refusal(offer, self._holdings, self._limits)
         if refusal is None:
             self._add_slot(offer, cause)
         return refusal
@@ -116,6 +115,7 @@ class Packing:
     def place_all(self, demands: Sequence[Demand], rules: Pass) -> list[Demand]:
         """Return what found no room, in order; the rest has its place."""
         self._rooms.clear()
+        self._filling = None
         left: list[Demand] = []
         failed: dict[object, tuple[Refusal, ...]] = {}
         for index, demand in enumerate(demands):
@@ -143,7 +143,7 @@ class Packing:
             left = [merge_bundles(demand.bundles)]
         left.sort(key=rank_bundle)
         before: dict[int, tuple[dict[str, float], frozenset[str], bool]] = {}
-        count_before = len(self._slots)
+        count_before, holdings_before = len(self._slots), self._holdings
         refusals: list[Refusal] = []
         while left:
             bundle = left[0]
@@ -155,31 +155,48 @@ class Packing:
                     self._slots[index].cause = describe_demand(demand)
             if index is None:
                 self._undo(before, count_before)
+                self._holdings = holdings_before
                 return tuple(dict.fromkeys(refusals))
             slot = self._slots[index]
             before.setdefault(index, (dict(slot.free), slot.groups, slot.is_used))
-            slot.put(left.pop(0), apart)
+            self._put(left.pop(0), index, apart)
         return None
+
+    def _put(self, bundle: Bundle, index: int, apart: str | None) -> None:
+        """Put it there, and remember whether the slot stays the best one for another like it.
+
+        A slot that was the best and only got tighter stays so while it has room and no other
+        changes.
+        """
+        slot = self._slots[index]
+        rank = _rank_slot(slot, bundle)
+        slot.put(bundle, apart)
+        stays_best = apart is None and _rank_slot(slot, bundle) <= rank
+        self._filling = (_shape_of_bundle(bundle), index) if stays_best else None
 
     def _find_slot(self, bundle: Bundle, apart: str | None, rules: Pass) -> int | None:
         """Return the best node there is or is planned: owned first, then the tightest fit.
 
         `apart` groups share no node.
         """
-        indexes = self._list_room(bundle, rules)
+        shape = _shape_of_bundle(bundle)
+        if apart is None and self._filling is not None and self._filling[0] == shape:
+            index = self._filling[1]
+            if self._slots[index].has_room(bundle):
+                return index
+        indexes = self._list_room(bundle, shape, rules)
         if apart is not None:
             indexes = [index for index in indexes if apart not in self._slots[index].groups]
         if not indexes:
             return None
         return min(indexes, key=lambda index: (_rank_slot(self._slots[index], bundle), index))
 
-    def _list_room(self, bundle: Bundle, rules: Pass) -> list[int]:
+    def _list_room(self, bundle: Bundle, shape: object, rules: Pass) -> list[int]:
         """Return the slots that can take the bundle.
 
         Room only shrinks during a pass, so a slot that was too full for a shape once is not looked
         at again for it: with a thousand nodes, that is most of the work saved.
         """
-        shape = (tuple(sorted(bundle.resources.items())), bundle.selectors)
         room = self._rooms.setdefault(shape, _Room())
         fresh = range(room.seen, len(self._slots))
         room.indexes += [index for index in fresh if self._is_open(index, bundle, rules)]
@@ -196,9 +213,8 @@ class Packing:
     ) -> int | None:
         """Return the first type, in order, that fits the first bundle and may be launched."""
         fitting = [offer for offer in rules.offers if fits_empty(offer, wanted[0])]
-        holdings = self._holdings()
         for offer in sorted(fitting, key=lambda offer: _rank_offer(offer, wanted)):
-            refusal = find_refusal(offer, holdings, self._limits)
+            refusal = find_refusal(offer, self._holdings, self._limits)
             if refusal is None:
                 return self._add_slot(offer)
             refusals.append(refusal)
@@ -215,6 +231,7 @@ class Packing:
             cause=cause,
         )
         self._slots.append(slot)
+        self._holdings = self._holdings.with_planned(offer)
         return len(self._slots) - 1
 
     def _undo(
@@ -226,12 +243,8 @@ class Packing:
         if before:
             # The only time that room grows again.
             self._rooms.clear()
+        self._filling = None
         del self._slots[count:]
-
-    def _holdings(self) -> Holdings:
-        there = [slot.node_type for slot in self._slots if slot.node_id is not None]
-        planned = [slot.node_type for slot in self._slots if slot.node_id is None]
-        return count_holdings(self._offers, (*there, *self._retiring), planned=planned)
 
 
 def fits_empty(offer: Offer, bundle: Bundle) -> bool:
@@ -256,8 +269,11 @@ def shape_of(demand: Demand) -> object:
     """Return what makes two demands equal for placement; groups kept apart are never equal."""
     if demand.strategy == "STRICT_SPREAD":
         return demand.id
-    bundles = tuple((tuple(sorted(b.resources.items())), b.selectors) for b in demand.bundles)
-    return (demand.strategy, bundles)
+    return (demand.strategy, tuple(_shape_of_bundle(bundle) for bundle in demand.bundles))
+
+
+def _shape_of_bundle(bundle: Bundle) -> object:
+    return (tuple(sorted(bundle.resources.items())), bundle.selectors)
 
 
 def _rank_slot(slot: Slot, bundle: Bundle) -> tuple[object, ...]:

@@ -33,13 +33,14 @@ class Asked:
     @classmethod
     def read(cls, request: SchedulingRequest) -> "Asked":
         """What a request asks for."""
-        tasks = {
-            f"task-{index}-{copy}": by_count.request
-            for index, by_count in enumerate(request.resource_requests)
-            for copy in range(by_count.count)
-        }
+        tasks: dict[str, Any] = {}
+        demands: list[Demand] = []
+        for index, by_count in enumerate(request.resource_requests):
+            bundles = (_read_bundle(by_count.request),)
+            keys = [f"task-{index}-{copy}" for copy in range(by_count.count)]
+            tasks |= dict.fromkeys(keys, by_count.request)
+            demands += [Demand(key, bundles) for key in keys]
         groups = {f"group-{index}": raw for index, raw in enumerate(request.gang_resource_requests)}
-        demands = [Demand(key, (_read_bundle(raw),)) for key, raw in tasks.items()]
         demands += [_read_group(key, raw) for key, raw in groups.items()]
         return cls(
             demands=tuple(demand for demand in demands if demand.bundles),

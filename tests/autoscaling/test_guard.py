@@ -129,3 +129,22 @@ def test_nothing_is_launched_over_a_limit_even_if_it_is_exceeded_already(
         assert limits.usd_per_hour_max is None or held.usd_per_hour <= limits.usd_per_hour_max
     if found.launches and limits.cluster_nodes_max is not None:
         assert held.nodes <= limits.cluster_nodes_max
+
+
+@given(
+    existing=st.lists(st.sampled_from(["cloud", "onprem", "unpriced", "removed"]), max_size=6),
+    planned=st.lists(st.sampled_from(["cloud", "onprem", "unpriced"]), max_size=6),
+)
+def test_adding_nodes_one_by_one_is_counting_all_of_them(
+    existing: list[str], planned: list[str]
+) -> None:
+    offers = OFFERS | {"unpriced": replace(CLOUD, name="unpriced", usd_per_hour=None)}
+    held = count_holdings(offers, existing)
+    for name in planned:
+        held = held.with_planned(offers[name])
+    counted = count_holdings(offers, [*existing, *planned])
+    asked = count_holdings(offers, planned).committed_usd_per_hour
+    assert held == replace(counted, planned_usd_per_hour=asked)
+    assert (held.committed_usd_per_hour is None) == (
+        "unpriced" in existing + planned or "removed" in existing
+    )

@@ -181,6 +181,20 @@ def test_work_without_an_accelerator_leaves_accelerators_free() -> None:
     )
 
 
+def test_equal_tasks_fill_the_tightest_node_then_the_next_one() -> None:
+    """Five tasks: two into the node with 2 free GPUs, then three into the one with 3 of 4."""
+    kind = offer()
+    nodes = (
+        node_of(kind, "roomy", GPU=4),
+        node_of(kind, "tight", GPU=2),
+        node_of(kind, "n", GPU=3),
+    )
+    demands = tuple(task(f"t{number}") for number in range(5))
+    plan = plan_placement(Situation(offers=(), nodes=nodes, demands=demands), NO_LIMITS)
+    assert plan.used_nodes == {"tight", "n"}
+    assert plan.waiting == ()
+
+
 def test_demand_with_few_places_to_go_is_served_before_demand_with_many() -> None:
     """One owned GPU: the task bound to the site takes it, the other may burst."""
     found = place(
