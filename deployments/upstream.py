@@ -8,6 +8,7 @@ Bytes go through as they come: no parsing, no re-encoding, no Ray call per token
 """
 
 import hashlib
+import socket
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Self
@@ -20,7 +21,12 @@ from deployments.refusals import RequestRefusedError
 from deployments.residency import DataClass, Permit
 
 _CONNECT_S_MAX = 3.0
+# How long an engine may think; whether its machine is still there, the kernels find out below.
 _SILENCE_S_MAX = 300.0
+_PROBE_AFTER_S = 5
+_PROBE_EVERY_S = 5
+_PROBES_MAX = 3
+_UNREACHABLE_S_MAX = _PROBE_AFTER_S + _PROBES_MAX * _PROBE_EVERY_S
 # Shorter than the replica's, so that we never write into a connection it is about to close.
 _KEEP_ALIVE_S = 30.0
 _ANSWER_BYTES_MAX = 64 * 1024 * 1024
@@ -131,7 +137,9 @@ class Upstream:
         """The session, made in the event loop that first needs it."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
+                connector=aiohttp.TCPConnector(
+                    limit=0, keepalive_timeout=_KEEP_ALIVE_S, socket_factory=_make_socket
+                ),
                 timeout=aiohttp.ClientTimeout(
                     total=None, sock_connect=_CONNECT_S_MAX, sock_read=_SILENCE_S_MAX
                 ),
@@ -140,6 +148,22 @@ class Upstream:
                 trust_env=False,
             )
         return self._session
+
+
+def _make_socket(target: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket that fails 20 s after the other machine or the line to it went away silently."""
+    family, kind, protocol, *_ = target
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, _PROBE_AFTER_S),
+        (socket.TCP_KEEPINTVL, _PROBE_EVERY_S),
+        (socket.TCP_KEEPCNT, _PROBES_MAX),
+        # The same for what was sent and never acknowledged: no probes are sent meanwhile.
+        (socket.TCP_USER_TIMEOUT, _UNREACHABLE_S_MAX * 1000),
+    ):
+        made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made
 
 
 def _check_permit(permit: Permit, replica: ReplicaAddress, body: bytes) -> None:

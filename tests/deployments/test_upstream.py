@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import socket
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,31 @@ async def test_a_replica_that_does_not_listen_has_failed() -> None:
     async with Upstream() as upstream:
         with pytest.raises(ReplicaFailedError):
             await upstream.send(permit(), make_address(ONPREM), path=PATH, body=BODY, slot="s")
+
+
+async def test_a_machine_that_goes_away_silently_is_noticed_within_20_seconds() -> None:
+    """Neither side sends anything while an engine thinks, so the kernel has to ask."""
+    body = b'{"model":"m","stream":true}'
+    replica = ScriptedReplica("hang")
+    async with serve_replica(replica, ONPREM) as address, Upstream() as upstream:
+        given = permit(body=body)
+        exchange = await upstream.send(given, address, path=PATH, body=body, slot="s")
+        connection = exchange._response.connection
+        assert connection is not None
+        assert connection.transport is not None
+        link = connection.transport.get_extra_info("socket")
+        assert link.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        idle_s, every_s, probes, unread_ms = (
+            link.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (
+                socket.TCP_KEEPIDLE,
+                socket.TCP_KEEPINTVL,
+                socket.TCP_KEEPCNT,
+                socket.TCP_USER_TIMEOUT,
+            )
+        )
+        assert idle_s + probes * every_s == unread_ms / 1000 == 20
+        exchange.close()
 
 
 def test_no_other_module_of_the_gateway_can_open_a_connection() -> None:
