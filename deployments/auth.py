@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.errors import ConfigError
+from cluster.private_file import write_private
 from deployments.refusals import NotAuthorisedError
 from deployments.residency import DataClass
 
@@ -133,10 +134,7 @@ def create_key(
         for one in entries
     ]
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        yaml.safe_dump({"keys": rows}, file, sort_keys=False)
-    draft.replace(path)
+    write_private(path, yaml.safe_dump({"keys": rows}, sort_keys=False))
     return key
 
 

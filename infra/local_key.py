@@ -1,11 +1,10 @@
 """This machine's own key: made once, kept beside the keys file, so that a restart keeps it."""
 
-import os
-import secrets
 from pathlib import Path
 
 from filelock import FileLock
 
+from cluster.private_file import write_private
 from deployments.auth import Keyring, create_key
 from deployments.refusals import NotAuthorisedError
 from deployments.residency import DataClass
@@ -25,7 +24,7 @@ def ensure_local_key(state_dir: Path) -> tuple[str, Path]:
         key = key_file.read_text().strip() if key_file.exists() else ""
         if not _is_known(key, keys_file):
             key = create_key(keys_file, tenant="local", data_class=DataClass.PUBLIC)
-            _write_private(key_file, key)
+            write_private(key_file, key)
     return key, keys_file
 
 
@@ -37,11 +36,3 @@ def _is_known(key: str, keys_file: Path) -> bool:
     except NotAuthorisedError:
         return False
     return True
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write a file only its owner can read, in one step: a kill leaves the old one or the new."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    draft.replace(path)

@@ -29,6 +29,7 @@ from cluster.backends.node_environment import build_common_environment, build_ra
 from cluster.config import PortSettings
 from cluster.errors import NoCapacityError, StateError
 from cluster.model import ClusterName, LaunchSpec, NodeId, NodeTypeName, SiteName
+from cluster.private_file import write_private
 from cluster.processes import MARK_REPLICA
 
 _SLOTS_MAX = 100
@@ -100,7 +101,7 @@ class ClusterFolder:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self.locked():
             if not self.token_file.exists():
-                _write_private(self.token_file, secrets.token_hex(32))
+                write_private(self.token_file, secrets.token_hex(32))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -221,12 +222,12 @@ class NodeFolder:
         self._write_ray_shim()
         environment = self.build_environment(instance, os.environ, extra_env)
         exports = [f"export {key}={shlex.quote(text)}\n" for key, text in environment.items()]
-        _write_private(self.env_file, "".join(exports))
+        write_private(self.env_file, "".join(exports))
         self.write_instance(instance)
 
     def write_instance(self, instance: ProcessInstance) -> None:
         """Write what there is to know about the node, in one step."""
-        _write_private(self.path / "instance.json", json.dumps(asdict(instance), indent=1))
+        write_private(self.path / "instance.json", json.dumps(asdict(instance), indent=1))
 
     def build_environment(
         self, instance: ProcessInstance, outside: Mapping[str, str], extra: Mapping[str, str]
@@ -267,7 +268,7 @@ class NodeFolder:
             # Ray's note of the running cluster, which the real `ray stop` removes too.
             address=shlex.quote(str(self.ray_folder / "ray_current_cluster")),
         )
-        _write_private(shim, text, mode=0o700)
+        write_private(shim, text, mode=0o700)
 
 
 def _is_passed_on(key: str) -> bool:
@@ -297,12 +298,3 @@ def _build_haproxy_files(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
     }
-
-
-def _write_private(file: Path, text: str, *, mode: int = 0o600) -> None:
-    """Write a file that only its owner can read, in one step."""
-    draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-        opened.write(text)
-    draft.replace(file)

@@ -10,12 +10,12 @@ import os
 import shlex
 import stat
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.backend_settings import SshAccess, SshHost
 from cluster.errors import BackendError, CredentialsError, StateError
+from cluster.private_file import write_private
 
 # Unix sockets hold 107 characters, and ssh adds 17 to this path while it creates one.
 _SOCKET = "%C"
@@ -158,9 +158,7 @@ class SshTarget:
         file = folder / f"config-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         if not file.exists():
             self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as draft:
-                draft.write(text)
-            Path(draft.name).replace(file)
+            write_private(file, text)
         return file
 
 

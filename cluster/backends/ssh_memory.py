@@ -6,9 +6,7 @@ a node is still reached until it has gone home.
 
 import json
 import logging
-import os
 import random
-import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +17,7 @@ from pydantic import ValidationError
 from cluster.backend_settings import SshAccess
 from cluster.backends.ssh_host import Claim, HostState
 from cluster.model import Cordon, NodeId
+from cluster.private_file import write_private
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +73,8 @@ class HostMemory:
             self._hosts.pop(name, None)
         text = json.dumps({name: _to_content(one) for name, one in sorted(self._hosts.items())})
         if text != self._written:
-            draft = self._file.with_name(f".{self._file.name}.{secrets.token_hex(4)}")
             self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-                opened.write(text)
-            draft.replace(self._file)
+            write_private(self._file, text)
             self._written = text
 
     def _load(self) -> None:
@@ -89,7 +84,7 @@ class HostMemory:
             self._hosts = {name: _from_content(name, one) for name, one in content.items()}
         except FileNotFoundError:
             return
-        except (ValueError, KeyError, TypeError, ValidationError) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as exc:
             # The hosts say the same again; only hosts that are silent just now are missed.
             logger.warning("%s must hold what hosts said; got %s. Asking anew.", self._file, exc)
 
