@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Literal
 
-from cluster.model import NodePhase, NodeRecord
 from cluster.spend import CHARGED_S_MIN, Usd, Window, day_window, month_window
 
 UsdPerHour = Decimal | None
@@ -107,11 +106,6 @@ class BudgetVerdict:
     after_usd_per_hour: UsdPerHour
     reason: str
     limit: MoneyLimit | None = None
-
-
-def committed_prices(records: Sequence[NodeRecord]) -> list[UsdPerHour]:
-    """Return the price of everything that may cost money now, launches in flight included."""
-    return [record.usd_per_hour for record in records if record.phase is not NodePhase.CLOSED]
 
 
 def sum_prices(prices: Sequence[UsdPerHour]) -> UsdPerHour:

@@ -14,12 +14,10 @@ from cluster.budget import (
     SpendNow,
     add_launches,
     budget_status,
-    committed_prices,
     decide_launch,
     decide_spend,
     sum_prices,
 )
-from cluster.model import NodeId, NodePhase, NodeRecord, NodeTypeName, SiteName
 from cluster.spend import Charge, Window, cost_of
 
 prices = st.decimals(min_value=0, max_value=100, places=3)
@@ -48,20 +46,6 @@ spend_any = st.builds(
     ),
     day_usd=maybe_prices,
     month_usd=maybe_prices,
-)
-
-NODE = NodeRecord(
-    node_id=NodeId("cloud_gpu-1"),
-    site=SiteName("cloud"),
-    node_type=NodeTypeName("cloud_gpu"),
-    phase=NodePhase.RUNNING,
-    is_head=False,
-    usd_per_hour=Decimal(2),
-    tags={},
-    address=None,
-    owner="",
-    intended_s=1000.0,
-    changed_s=1000.0,
 )
 
 
@@ -210,11 +194,6 @@ def test_the_hours_limit_alone_decides_as_it_does_among_others(
     status = budget_status(SpendNow(NOON_S, nodes), MoneyLimits(limit))
     alone = decide_launch(committed=committed, asked=asked, limit_usd_per_hour=limit)
     assert alone == decide_spend(status, asked)
-
-
-def test_a_launch_in_flight_and_a_node_being_ended_are_committed_and_a_closed_one_is_not() -> None:
-    nodes = [replace(NODE, phase=phase) for phase in NodePhase]
-    assert committed_prices(nodes) == [Decimal(2)] * 4
 
 
 def _status(spent: str, *burning: str) -> BudgetStatus:

@@ -159,6 +159,19 @@ def test_a_node_that_never_ran_costs_nothing(ledger_place: LedgerPlace) -> None:
     assert ledger.accrued_usd(0.0, 1e9) == 0
 
 
+def test_a_node_is_committed_from_its_intent_until_it_is_closed(ledger: Ledger) -> None:
+    committed = []
+    ledger.open_intents([INTENT], owner="me", check=accept_all)
+    committed.append(len(ledger.spend_now().commitments))
+    ledger.mark_launched(INTENT.node_id)
+    committed.append(len(ledger.spend_now().commitments))
+    ledger.mark_terminating(INTENT.node_id, owner="me")
+    committed.append(len(ledger.spend_now().commitments))
+    ledger.mark_closed(INTENT.node_id, why="terminated")
+    assert committed == [1, 1, 1]
+    assert ledger.spend_now().commitments == ()
+
+
 def test_a_clock_that_steps_back_makes_no_money(ledger_place: LedgerPlace) -> None:
     ledger = ledger_place.open()
     ledger.open_intents([INTENT], owner="me", check=accept_all)
