@@ -4,6 +4,7 @@ Every writing transaction begins with the same advisory lock, so that one at a t
 writes, as with SQLite. A reading one sees one consistent state and takes no lock.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
@@ -13,6 +14,14 @@ from cluster.store_place import PostgresqlPlace
 from cluster.store_tables import SCHEMA_VERSION
 
 _CONNECT_TIMEOUT_S = 5
+# A line that went dead is noticed after 5 + 3 x 2 s without a sign of life, or 10 s without a
+# receipt; Linux alone waits for hours.
+_LINE: Mapping[str, int] = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
 _WAIT_MS_MAX = 5000
 _IDLE_MS_MAX = 3000
 """A writer that froze inside a transaction is cut off by the server before others stop waiting."""
@@ -34,7 +43,11 @@ class PostgresqlDriver:
             self._place.url,
             # A connection that the server or the network dropped is opened again, not handed out.
             pool_pre_ping=True,
-            connect_args={"connect_timeout": _CONNECT_TIMEOUT_S, "application_name": "tidegate"},
+            connect_args={
+                "connect_timeout": _CONNECT_TIMEOUT_S,
+                "application_name": "tidegate",
+                **_LINE,
+            },
             # Errors would show values beside statements, and Ray's tags are among those.
             hide_parameters=True,
         )

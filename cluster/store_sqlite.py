@@ -7,8 +7,9 @@ Over a Network", sqlite.org/useovernet.html), so the file remembers its writers'
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 
 from cluster.errors import StateError
 from cluster.store_driver import READS_ONLY
@@ -30,14 +31,14 @@ class SqliteDriver:
         """Return an engine on the file; see `StoreDriver`."""
         if not reads_only:
             self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return _open(f"sqlite:///{self._file}")
+            return _open(str(self._file))
         if not self._file.exists():
             raise StateError(
                 f"{self._file} must be the ledger of a cluster; there is no such file. "
                 "`ray up` makes it: check provider.state_dir and the cluster's name."
             )
         # mode=ro makes SQLite itself refuse to write, whatever this process is told to do.
-        return _open(f"sqlite:///file:{self._file}?mode=ro&uri=true")
+        return _open(f"file:{quote(str(self._file))}?mode=ro", is_uri=True)
 
     def read_version(self, connection: Connection) -> int:
         """Return the file's schema version, 0 for a new file."""
@@ -55,7 +56,9 @@ class SqliteDriver:
         return str(error)
 
 
-def _open(url: str) -> Engine:
+def _open(database: str, *, is_uri: bool = False) -> Engine:
+    # Not as text: a path may hold what a URL reads as its own.
+    url = URL.create("sqlite", database=database, query={"uri": "true"} if is_uri else {})
     engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
 
     # Python's driver would begin, and so lock, only at the first write.

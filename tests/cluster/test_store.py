@@ -72,6 +72,15 @@ def test_a_file_of_a_newer_release_is_refused_and_left_as_it_is(tmp_path: Path) 
     assert file.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["a b", "a?b", "a#b", "a%41b"])
+def test_a_file_may_be_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name / "ledger.db"
+    writer = Ledger(file)
+    writer.take_lease("me", seen=writer.lease())
+    assert list(tmp_path.rglob("*")) == [file.parent, file]
+    assert Ledger(file, reads_only=True).lease().token == 1
+
+
 def test_a_ledger_that_only_reads_never_makes_a_file(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="there is no such file"):
         Ledger(tmp_path / "none" / "ledger.db", reads_only=True)

@@ -5,6 +5,8 @@ The server takes 3 s to start, once for all tests.
 """
 
 import logging
+import os
+import socket
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
@@ -118,6 +120,24 @@ def test_a_writer_that_froze_inside_a_transaction_does_not_stop_the_others(
     assert len(ledger.list_open()) == 1
     for one in (ledger, frozen):
         one.close()
+
+
+def test_a_line_that_went_dead_is_given_up_within_seconds(
+    postgresql_server: PostgresqlServer,
+) -> None:
+    """Linux alone would wait for two hours in silence, and a quarter of an hour for a receipt."""
+    store = Store(open_postgresql_place(postgresql_server))
+    with store.snapshot() as session:
+        descriptor = session.connection().connection.dbapi_connection.fileno()
+        with socket.socket(fileno=os.dup(descriptor)) as line:
+            tcp = {
+                name: line.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+                for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+            }
+            assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    store.close()
+    assert tcp["TCP_KEEPIDLE"] + tcp["TCP_KEEPINTVL"] * tcp["TCP_KEEPCNT"] <= 15
+    assert 0 < tcp["TCP_USER_TIMEOUT"] <= 15_000
 
 
 def test_the_servers_own_log_holds_neither_password_nor_url(
