@@ -47,8 +47,8 @@ else
 	@$(BIN)/pytest $(ARGS)
 endif
 
-unit: setup ## the tests that start neither Ray nor an engine
-	@$(BIN)/pytest -m "not ray and not vllm and not lab" -n auto -q $(ARGS)
+unit: setup ## the quick tests: no Ray, no engine, no sshd, PostgreSQL or moto
+	@$(BIN)/pytest -m "not ray and not vllm and not lab and not daemon" -n auto -q $(ARGS)
 
 check: setup ## lint, format, types, import contracts
 	@$(BIN)/ruff check .

@@ -31,7 +31,7 @@ class LedgerPlace:
         return ledger
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.daemon)])
 def ledger_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LedgerPlace]:
     """Each kind of place in turn, new for every test."""
     if request.param == "sqlite":

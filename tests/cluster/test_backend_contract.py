@@ -99,7 +99,13 @@ def ssh_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[SshdHos
         yield opened
 
 
-@pytest.fixture(params=["fake", "process", "ssh", "aws"])
+@pytest.fixture(
+    params=[
+        "fake",
+        "process",
+        *(pytest.param(kind, marks=pytest.mark.daemon) for kind in ("ssh", "aws")),
+    ]
+)
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
     opened = Rig(kind=request.param, state_dir=tmp_path)
     if opened.kind == "ssh":

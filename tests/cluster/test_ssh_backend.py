@@ -16,7 +16,7 @@ import pytest
 from cluster.backend_settings import SshAccess, SshHost
 from cluster.backends.ssh import SshBackend
 from cluster.backends.ssh_access import SshTarget, resolve_access
-from cluster.backends.ssh_memory import Pauses
+from cluster.backends.ssh_memory import HostMemory, KnownHost, Pauses
 from cluster.config import PortSettings
 from cluster.errors import BackendError, NoCapacityError, NodeNotFoundError
 from cluster.model import (
@@ -38,6 +38,8 @@ from tests.cluster.sshd_hosts import (
     skip_without_sshd,
     watch_commands,
 )
+
+pytestmark = pytest.mark.daemon
 
 # Marks are seen machine-wide, and tests run side by side: names of this process alone.
 N1, N2 = (NodeId(f"n-{number}-{os.getpid()}") for number in (1, 2))
@@ -566,6 +568,27 @@ def test_rsync_gets_an_ipv6_address_in_brackets(tmp_path: Path) -> None:
     access = SshAccess(user="ray", private_key="~/.ssh/site")
     assert SshTarget(access, "fd00::5", tmp_path).locate_path("~/x") == "ray@[fd00::5]:~/x"
     assert SshTarget(access, "10.0.0.5", tmp_path).locate_path("~/x") == "ray@10.0.0.5:~/x"
+
+
+def test_a_memory_that_cannot_be_written_leaves_no_drafts(tmp_path: Path) -> None:
+    """Hosts are heard every second: a draft each time would soon fill what is left of a disk."""
+    file = tmp_path / "hosts-cloud.json"
+    memory = HostMemory(file)
+    file.mkdir()
+    host = KnownHost("h1", "10.0.0.5", SshAccess(user="ray", private_key="~/.ssh/site"))
+    with pytest.raises(IsADirectoryError):
+        memory.update([host])
+    assert list(tmp_path.iterdir()) == [file]
+    file.rmdir()
+    memory.update([host])
+    assert HostMemory(file).get("h1") is not None
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"h1": []}', '{"h1": {"address": 1}}'])
+def test_a_memory_that_is_damaged_is_gathered_anew(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "hosts-cloud.json"
+    file.write_text(text)
+    assert HostMemory(file).list_hosts() == []
 
 
 def test_a_failing_host_is_left_alone_twice_as_long_each_time_up_to_a_limit() -> None:

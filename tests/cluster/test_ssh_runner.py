@@ -27,6 +27,8 @@ from tests.cluster.sshd_hosts import (
     watch_commands,
 )
 
+pytestmark = pytest.mark.daemon
+
 SECRET = "canary-5f1d0c"
 
 
