@@ -234,14 +234,18 @@ def test_a_failed_command_says_which_and_how(
 
 
 def test_a_command_that_does_not_end_is_killed_with_all_it_started_and_named(
-    open_backend: Open, new_spec: Callable[..., LaunchSpec], tmp_path: Path
+    open_backend: Open,
+    new_spec: Callable[..., LaunchSpec],
+    tmp_path: Path,
+    eventually: Callable[[Callable[[], bool]], None],
 ) -> None:
     open_backend().launch(new_spec())
     folder = ClusterFolder(tmp_path / "test", ClusterName("test"), PORTS)
     runner = ProcessCommandRunner(NodeFolder(folder, NODE), command_limit_s=0.3)
     with pytest.raises(ProcessRunnerError, match=r"within 0\.3 s.*command=sleep 30 & sleep 31"):
         runner.run("sleep 30 & sleep 31")
-    assert list_marked(MARK_NODE, NODE) == []
+    # What was killed takes a moment to go on a busy machine, and 30 s if it wasn't.
+    eventually(lambda: list_marked(MARK_NODE, NODE) == [])
 
 
 def test_a_persons_command_may_last(
