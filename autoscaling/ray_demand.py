@@ -18,6 +18,8 @@ from autoscaling.guard import Limits, Offer
 from cluster.budget import add_launches
 from cluster.config import ClusterSettings
 
+# What Ray adds to the request of a task or actor that runs inside a placement group.
+_BUNDLE_OF_GROUP = "bundle_group_"
 _GONE = (Instance.TERMINATED, Instance.ALLOCATION_FAILED)
 
 
@@ -36,6 +38,8 @@ class Asked:
         tasks: dict[str, Any] = {}
         demands: list[Demand] = []
         for index, by_count in enumerate(request.resource_requests):
+            if _is_inside_group(by_count.request):
+                continue
             bundles = (_read_bundle(by_count.request),)
             keys = [f"task-{index}-{copy}" for copy in range(by_count.count)]
             tasks |= dict.fromkeys(keys, by_count.request)
@@ -50,20 +54,27 @@ class Asked:
         )
 
 
+def _is_inside_group(raw: Any) -> bool:
+    """Whether a placement group has room for it: only the group itself asks for nodes."""
+    return any(name.startswith(_BUNDLE_OF_GROUP) for name in raw.resources_bundle)
+
+
 def _read_bundle(raw: Any) -> Bundle:
     resources = {name: amount for name, amount in raw.resources_bundle.items() if amount > 0}
     return Bundle(resources, tuple(_read_selector(selector) for selector in raw.label_selectors))
 
 
 def _read_selector(raw: Any) -> Selector:
-    return tuple(
+    """Return the terms by key: Ray sends equal selectors in changing orders."""
+    terms = [
         Term(
             key=term.label_key,
             values=frozenset(term.label_values),
             is_negated=term.operator == LabelSelectorOperator.LABEL_OPERATOR_NOT_IN,
         )
         for term in raw.label_constraints
-    )
+    ]
+    return tuple(sorted(terms, key=lambda term: (term.key, sorted(term.values))))
 
 
 def _read_group(key: str, raw: Any) -> Demand:

@@ -111,6 +111,28 @@ def group(*bundles: ResourceRequest) -> GangResourceRequest:
     return GangResourceRequest(requests=bundles)
 
 
+def test_equal_selectors_in_another_order_are_one_demand_with_one_reason(bench: Bench) -> None:
+    """Ray lists a selector's terms in changing orders; reasons must not change with them."""
+    terms = [("site", _IN, ["mars"]), ("accelerator", _IN, ["cpu"])]
+    texts = []
+    for order in (terms, terms[::-1]):
+        bench.ask(ResourceRequestUtil.make({"GPU": 1}, None, [order]))
+        assert bench.scheduler.last_report is not None
+        texts.append(bench.scheduler.last_report.reasons)
+    assert texts[0] == texts[1]
+    assert texts[0] == ("1 x {GPU: 1} at accelerator=cpu and site=mars fits no node type",)
+
+
+def test_what_runs_inside_a_placement_group_asks_for_no_node_of_its_own(bench: Bench) -> None:
+    """The group's bundle does; the actor inside would fit no node type."""
+    inside = {"GPU_group_0_ab01": 1, "bundle_group_0_ab01": 0.001, "bundle_group_ab01": 0.001}
+    reply = bench.ask(want(**inside))
+    assert launched(reply) == {}
+    assert list(reply.infeasible_resource_requests) == []
+    assert bench.scheduler.last_report is not None
+    assert bench.scheduler.last_report.reasons == ()
+
+
 def test_an_actor_with_one_gpu_goes_on_prem_where_stock_ray_launches_cloud(bench: Bench) -> None:
     stock = ResourceDemandScheduler().schedule(bench.request(want()))
     assert launched(stock) == {"cloud_gpu": 1}
