@@ -9,8 +9,12 @@ slot goes to the oldest request that may use it, so nobody starves.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from deployments.routing import LookAgain, ReplicaLoad, Route, Wait, decide_route
+
+_LANES = 2
+_NUMBER = attrgetter("number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,9 @@ def plan_assignments(
     assignments: list[Assignment] = []
     look_again: set[str] = set()
     stuck_lanes: set[bool] = set()
-    for ticket in sorted(waiting, key=lambda one: one.number):
+    for ticket in sorted(waiting, key=_NUMBER):
+        if len(stuck_lanes) == _LANES:
+            break
         if ticket.may_leave_owned in stuck_lanes:
             continue
         decision = decide_route(

@@ -16,7 +16,7 @@ from rich.live import Live
 import deployments
 from cluster.config import render_json_schema
 from cluster.errors import TidegateError
-from infra import cli_cluster, cli_dashboards, cli_infra
+from infra import cli_cluster, cli_dashboards, cli_infra, cli_simulate
 from infra.cli_options import LOCAL_CLUSTER_FILE, ClusterFile
 from infra.demo import Demo, DemoLimits, StepResult
 from infra.embedded import Plan, build_plan, run_embedded
@@ -65,6 +65,7 @@ app = typer.Typer(
 app.add_typer(cli_cluster.app)
 app.add_typer(cli_dashboards.app, name="dashboards")
 app.add_typer(cli_infra.app, name="infra")
+app.add_typer(cli_simulate.app)
 
 
 class Engine(StrEnum):

@@ -1,0 +1,1 @@
+"""Other systems' scaling policies, each small, for comparison inside the simulator."""

@@ -1,0 +1,59 @@
+"""All policies by name, ours first; each is built for one run."""
+
+from collections.abc import Callable, Mapping
+
+from autoscaling.brain_loop import build_policy
+from autoscaling.peers import oracle
+from autoscaling.peers.queue_hpa import QueueHpa
+from autoscaling.peers.sizing import build_sizing
+from autoscaling.peers.skyserve import SkyServe
+from autoscaling.peers.static import AllCloud, OnPremOnly, StaticPeak
+from autoscaling.peers.wva import Wva
+from autoscaling.simulator.policy import Policy
+from autoscaling.simulator.scenario import Scenario
+from autoscaling.simulator.simulation import Say, Simulation
+from autoscaling.simulator.tally import Outcome
+from autoscaling.simulator.tidegate_policy import TidegatePolicy
+from autoscaling.simulator.traffic import Traffic
+from cluster.errors import ConfigError
+
+
+def _build_ray_default(_traffic: Traffic, _scenario: Scenario) -> Policy:
+    try:
+        from autoscaling.peers.ray_default import RayDefault  # noqa: PLC0415 - Ray, only if asked
+    except ImportError as exc:
+        raise ConfigError(
+            f"--policy ray-default must be able to import Ray 2.60.0; got: {exc}. "
+            "Install the extra `cpu` or `gpu`."
+        ) from exc
+    return RayDefault()
+
+
+_BUILDERS: Mapping[str, Callable[[Traffic, Scenario], Policy]] = {
+    "tidegate": lambda _, scenario: TidegatePolicy(build_policy(scenario.settings.burst)),
+    "ray-default": _build_ray_default,
+    "skyserve": lambda traffic, scenario: SkyServe(build_sizing(traffic, scenario)),
+    "wva": lambda _traffic, _scenario: Wva(),
+    "queue-hpa": lambda _traffic, _scenario: QueueHpa(),
+    "static-peak": lambda traffic, scenario: StaticPeak(build_sizing(traffic, scenario)),
+    "onprem-only": lambda traffic, scenario: OnPremOnly(build_sizing(traffic, scenario)),
+    "all-cloud": lambda traffic, scenario: AllCloud(build_sizing(traffic, scenario)),
+}
+
+POLICY_NAMES = (*_BUILDERS, oracle.NAME)
+
+
+def run_policy(
+    name: str, traffic: Traffic, scenario: Scenario, *, seed: int, say: Say | None = None
+) -> Outcome:
+    """Return one policy's figures.
+
+    Raises:
+        ConfigError: there is no policy of this name, or Ray isn't installed for the one that is it.
+    """
+    if name == oracle.NAME:
+        return oracle.bound_cost(traffic, scenario)
+    if name not in _BUILDERS:
+        raise ConfigError(f"--policy must be one of {', '.join(POLICY_NAMES)}; got {name!r}.")
+    policy = _BUILDERS[name](traffic, scenario)
+    return Simulation(traffic, scenario, policy, seed=seed).run(say)

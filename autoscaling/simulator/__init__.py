@@ -1,0 +1,1 @@
+"""The whole system in simulated time, on the decisions that production uses."""

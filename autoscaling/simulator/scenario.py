@@ -1,0 +1,118 @@
+"""What is simulated: pools and nodes, how long things take, what may go wrong, what is promised.
+
+Every default that is an assumption says so; docs/simulate.md lists them with their sources.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from autoscaling.simulator.engine_model import CHUNK_TOKENS, split_slope
+from cluster.config import ClusterSettings
+from cluster.errors import ConfigError
+from deployments.admission import QueueLimits
+from deployments.continuous_batching import Performance
+from deployments.gpu_performance import find_row, load_rows
+from deployments.spec import ModelSpec, PoolSpec
+
+# What the table's slopes were fitted with: tokens of prompt and answer of each request.
+_FIT_PROMPT_TOKENS = 1024
+_FIT_OUTPUT_TOKENS = 256
+_FIT_OUTPUT_TOKENS_BY_ROW = {"h100x4-70b-fp8": 1024}
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """What each request is promised: seconds to its first token, seconds per token after it."""
+
+    ttft_s: float = 2.0
+    tpot_s: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class BootTimes:
+    """Median seconds of a cloud node's stages, and the spread (lognormal sigma) of each draw.
+
+    Assumed: an image with everything in it; a whole start is 2 to 4 minutes then.
+    """
+
+    accepted_s: float = 1.0
+    running_s: float = 20.0
+    reachable_s: float = 15.0
+    joined_s: float = 35.0
+    weights_s: float = 10.0
+    engine_s: float = 45.0
+    spread: float = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class SpotMarket:
+    """How spot nodes are lost and how often there are none. Assumed; no trace behind it."""
+
+    losses_per_hour: float = 0.05
+    notice_s: float = 120.0
+    sold_out_ratio: float = 0.0
+    sold_out_spell_s: float = 1200.0
+
+
+SPOT_HEAVY = SpotMarket(losses_per_hour=1.0, sold_out_ratio=0.25)
+"""A bad week for spot: each node is lost once an hour, and there are none a quarter of the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Everything that one run may know besides its traffic, its policy and its seed.
+
+    `performance` is each pool's replica. `idle_s` is how long a node of a type may idle.
+    `wan_s` is added to a request's way to a site that isn't owned, there and back.
+    `owned_usd_per_gpu_hour` is what an owned GPU is said to cost, used or not.
+    """
+
+    model: ModelSpec
+    performance: Mapping[str, Performance]
+    settings: ClusterSettings
+    idle_s: Mapping[str, float]
+    queue: QueueLimits = field(default_factory=QueueLimits)
+    slo: Slo = field(default_factory=Slo)
+    boot: BootTimes = field(default_factory=BootTimes)
+    spot: SpotMarket = field(default_factory=SpotMarket)
+    wan_s: float = 0.03
+    owned_usd_per_gpu_hour: Decimal = Decimal(0)
+    chunk_tokens: int | None = CHUNK_TOKENS
+    nodes_tick_s: float = 2.0
+    settle_s: float = 900.0
+
+
+def find_performance(
+    model: ModelSpec, rows: Mapping[str, str], *, is_interfering: bool
+) -> dict[str, Performance]:
+    """Return each pool's speed. `rows` names table rows by accelerator, where it isn't evident.
+
+    Raises:
+        ConfigError: a pool's row isn't known; what to type is said.
+    """
+    found: dict[str, Performance] = {}
+    for pool in model.pools:
+        name = _find_row_name(pool, rows)
+        performance = find_row(name).to_performance()
+        if is_interfering:
+            performance = split_slope(
+                performance,
+                prompt_tokens=_FIT_PROMPT_TOKENS,
+                output_tokens=_FIT_OUTPUT_TOKENS_BY_ROW.get(name, _FIT_OUTPUT_TOKENS),
+            )
+        found[pool.name] = performance
+    return found
+
+
+def _find_row_name(pool: PoolSpec, rows: Mapping[str, str]) -> str:
+    """Return the row given for its accelerator, the emulated engine's, or the one of its name."""
+    known = load_rows()
+    emulated = pool.engine_args.get("gpu") if pool.engine == "emulated" else None
+    name = rows.get(pool.accelerator) or emulated or f"{pool.accelerator}-8b"
+    if name not in known:
+        raise ConfigError(
+            f"pool {pool.name} must have a row in the GPU table; there is no {name!r}. "
+            f"Say which: --gpu {pool.accelerator}=ROW, with one of {', '.join(sorted(known))}."
+        )
+    return str(name)

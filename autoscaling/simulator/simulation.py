@@ -1,0 +1,166 @@
+"""One run: traffic through gateway, engines and nodes under one policy, in virtual time.
+
+    arrival ─► gateway (production admission, routing, residency) ─► engine ─► tally
+                  │ signals                                ▲ replicas
+                  ▼                                        │
+               policy ──replicas──► fleet ──pending──► node life (placement, guard, releases)
+
+Open loop: arrivals never wait for answers. Same traffic, scenario, policy and seed: same figures.
+"""
+
+import time
+from collections.abc import Callable
+from decimal import Decimal
+
+from autoscaling.observation import find_price
+from autoscaling.simulator.clock import Clock
+from autoscaling.simulator.fleet import Fleet
+from autoscaling.simulator.node_life import EPOCH_S, NodeLife
+from autoscaling.simulator.policy import Policy, PoolState, Signals
+from autoscaling.simulator.scenario import Scenario
+from autoscaling.simulator.tally import Outcome, Tally, build_outcome
+from autoscaling.simulator.traffic import Traffic
+from deployments.signals import GatewaySignals, ModelSignal, PoolSignal, Targets
+from deployments.spec import PoolSpec
+
+_SAY_EVERY_S = 60.0
+
+Say = Callable[[float], None]
+"""Is told the simulated time that was reached, in s."""
+
+
+class Simulation:
+    """See the module. `tally` may be read once `run` has returned."""
+
+    def __init__(self, traffic: Traffic, scenario: Scenario, policy: Policy, *, seed: int) -> None:
+        self._traffic = traffic
+        self._scenario = scenario
+        self._policy = policy
+        self._clock = Clock()
+        self.tally = Tally(scenario.slo)
+        self.fleet = Fleet(
+            self._clock, scenario, self.tally, seed=seed, binds_market=policy.binds_market
+        )
+        self.nodes = NodeLife(self._clock, scenario, self.tally, self.fleet, seed=seed)
+        self._requested: Targets | None = None
+        self._arrivals_seen = 0
+
+    def run(self, say: Say | None = None) -> Outcome:
+        """Return the figures once everything that arrived has ended, or the time is up."""
+        began_s = time.perf_counter()
+        self.nodes.begin()
+        self.fleet.begin()
+        self._clock.at(0.0, self._brain_tick)
+        self._clock.at(0.0, self._node_tick)
+        self._flow(say or (lambda _now_s: None))
+        waiting = sum(self.fleet.gateway.count_waiting())
+        self.tally.unfinished = waiting + self.fleet.count_live()
+        return build_outcome(
+            self._policy.name,
+            self.tally,
+            self.nodes.sum_spent(self._traffic.duration_s),
+            wall_s=time.perf_counter() - began_s,
+        )
+
+    def _flow(self, say: Say) -> None:
+        """Let arrivals and events happen in order of time; arrivals first where they tie."""
+        clock, gateway = self._clock, self.fleet.gateway
+        said_s = 0.0
+        for request in self._traffic.requests:
+            while (next_s := clock.next_s()) is not None and next_s < request.arrival_s:
+                clock.step()
+            clock.now_s = request.arrival_s
+            gateway.arrive(request)
+            if clock.now_s - said_s > _SAY_EVERY_S:
+                said_s = clock.now_s
+                say(said_s)
+        end_s = self._traffic.duration_s + self._scenario.settle_s
+        while (next_s := clock.next_s()) is not None and next_s <= end_s:
+            clock.step()
+            if clock.now_s > self._traffic.duration_s and not self._is_busy():
+                return
+
+    def _is_busy(self) -> bool:
+        return bool(self.fleet.count_live() or sum(self.fleet.gateway.count_waiting()))
+
+    def _node_tick(self) -> None:
+        self.nodes.tick(self._policy)
+        self._clock.at(self._clock.now_s + self._scenario.nodes_tick_s, self._node_tick)
+
+    def _brain_tick(self) -> None:
+        signals = self._build_signals()
+        wish = self._policy.observe(signals)
+        self.fleet.carry_out(wish)
+        if wish.replicas:
+            app = self._scenario.model.name
+            self._requested = Targets(signals.now_s, {app: dict(wish.replicas)})
+        self._clock.at(self._clock.now_s + self._policy.check_s, self._brain_tick)
+
+    def _build_signals(self) -> Signals:
+        """Return what a policy may know, from what gateway and replicas would report."""
+        gateway = self.fleet.gateway
+        now_s = EPOCH_S + self._clock.now_s
+        may_leave, must_stay = gateway.count_waiting()
+        offers = self.nodes.list_offers()
+        planned = self.fleet.planned()
+        pools = [self._describe(pool) for pool in self.fleet.pools.values()]
+        report = ModelSignal(
+            model=self._scenario.model.name,
+            app=self._scenario.model.name,
+            waiting_public=0,
+            waiting_internal=may_leave,
+            waiting_restricted=must_stay,
+            waiting_may_burst=may_leave,
+            oldest_wait_s=gateway.oldest_wait_s(),
+            pools=tuple(pools),
+        )
+        arrivals = gateway.arrivals - self._arrivals_seen
+        self._arrivals_seen = gateway.arrivals
+        return Signals(
+            now_s=now_s,
+            app=self._scenario.model.name,
+            pools=tuple(
+                PoolState(
+                    spec=self.fleet.pools[pool.pool],
+                    planned=planned[pool.pool],
+                    running=pool.replicas_running,
+                    streams=pool.streams_running,
+                    kv_use_ratio=pool.kv_use_ratio,
+                    usd_per_hour=_bounded(find_price(pool, offers)),
+                )
+                for pool in pools
+            ),
+            waiting=may_leave + must_stay,
+            arrivals=arrivals,
+            gateway=GatewaySignals("simulated", now_s, (report,)),
+            requested=self._requested,
+            offers=offers,
+            blocked_sites=self.nodes.placed.blocked_sites,
+        )
+
+    def _describe(self, pool: PoolSpec) -> PoolSignal:
+        ready = [
+            one
+            for one in self.fleet.replicas.values()
+            if one.pool is pool and one.is_ready and not one.is_draining
+        ]
+        ratios = [one.engine.kv_use_ratio for one in ready if one.engine is not None]
+        return PoolSignal(
+            pool=pool.name,
+            site=pool.site,
+            owned=pool.owned,
+            accelerator=pool.accelerator,
+            market=pool.market,
+            gpus_per_replica=pool.gpus_per_replica,
+            slots_per_replica=pool.slots,
+            min_replicas=pool.min_replicas,
+            max_replicas=pool.max_replicas,
+            replicas_running=len(ready),
+            streams_running=sum(len(one.live) for one in ready),
+            kv_use_ratio=sum(ratios) / len(ratios) if ratios else None,
+        )
+
+
+def _bounded(price: Decimal) -> Decimal:
+    """Return a price that can be compared; a pool that no node type can hold is dearest."""
+    return min(price, Decimal(1_000_000))

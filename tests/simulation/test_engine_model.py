@@ -1,0 +1,110 @@
+"""The simulator's engine against the production one, which makes every token."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoscaling.simulator.engine_model import BLOCK_TOKENS, EngineModel, Work, split_slope
+from deployments.continuous_batching import ContinuousBatch, Performance
+
+PERFORMANCE = Performance(
+    tpot_base_s=0.02,
+    tpot_per_running_s=0.001,
+    prefill_base_s=0.02,
+    prefill_per_token_s=0.0001,
+    kv_capacity_tokens=100_000,
+)
+Arrival = tuple[float, int, int]
+ARRIVALS = st.lists(
+    st.tuples(st.floats(0, 3), st.integers(1, 900), st.integers(1, 60)), min_size=1, max_size=12
+)
+
+
+def run_production(arrivals: list[Arrival], *, slots: int) -> dict[int, tuple[float, float]]:
+    batch = ContinuousBatch(PERFORMANCE, slots=slots)
+    tokens = []
+    for number, (at_s, prompt, output) in enumerate(arrivals):
+        tokens += batch.advance(at_s)
+        batch.submit(str(number), prompt_tokens=prompt, output_tokens=output)
+    tokens += batch.advance(10_000)
+    first = {int(t.request_id): t.at_s for t in tokens if t.number == 1}
+    return {int(t.request_id): (first[int(t.request_id)], t.at_s) for t in tokens if t.is_last}
+
+
+def run_model(
+    arrivals: list[Arrival],
+    *,
+    slots: int,
+    chunk_tokens: int | None = None,
+    performance: Performance = PERFORMANCE,
+) -> dict[int, tuple[float, float]]:
+    engine = EngineModel(performance, slots=slots, chunk_tokens=chunk_tokens, now_s=0.0)
+    works = [Work(prompt, output) for _, prompt, output in arrivals]
+    numbers = {work: number for number, work in enumerate(works)}
+    first: dict[int, float] = {}
+    last: dict[int, float] = {}
+
+    def advance(until_s: float) -> None:
+        while (at_s := engine.next_event_s()) is not None and at_s <= until_s:
+            for milestone in engine.advance(at_s):
+                number = numbers[milestone.work]
+                if milestone.is_first:
+                    first[number] = at_s
+                if milestone.is_last:
+                    last[number] = at_s
+        engine.advance(until_s)
+
+    for (at_s, _, _), work in zip(arrivals, works, strict=True):
+        advance(at_s)
+        engine.submit(work, at_s)
+    advance(10_000)
+    return {number: (first[number], last[number]) for number in last}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(ARRIVALS, st.integers(1, 8))
+def test_first_and_last_tokens_come_when_production_makes_them(
+    arrivals: list[Arrival], slots: int
+) -> None:
+    ordered = sorted(arrivals)
+    expected = run_production(ordered, slots=slots)
+    found = run_model(ordered, slots=slots)
+    assert found.keys() == expected.keys()
+    for number, times in expected.items():
+        assert found[number] == pytest.approx(times, abs=1e-6)
+
+
+def test_every_request_ends_when_memory_is_short() -> None:
+    """Eight requests of 900 + 300 tokens in 4,000: preempted ones begin again and still end."""
+    small = replace(PERFORMANCE, kv_capacity_tokens=4_000)
+    arrivals = [(0.01 * number, 900, 300) for number in range(8)]
+    assert len(run_model(arrivals, slots=8, performance=small)) == 8
+
+
+def test_a_prefill_slows_running_decodes() -> None:
+    """One answer of 60 tokens alone, and with a prompt of 4,000 tokens arriving in between."""
+    alone = run_model([(0.0, 100, 60)], slots=4, chunk_tokens=2048)
+    beside = run_model([(0.0, 100, 60), (0.5, 4_000, 1)], slots=4, chunk_tokens=2048)
+    assert beside[0][1] > alone[0][1] + 0.3
+
+
+def test_blocks_that_were_there_before_cost_no_prefill() -> None:
+    """The same prompt of 4 blocks twice: 2,048 tokens x 0.1 ms are saved the second time."""
+    engine = EngineModel(PERFORMANCE, slots=2, chunk_tokens=None, now_s=0.0)
+    firsts: list[float] = []
+    for at_s in (0.0, 10.0):
+        engine.advance(at_s)
+        engine.submit(Work(4 * BLOCK_TOKENS + 10, 2, blocks=(1, 2, 3, 4)), at_s)
+        next_s = engine.next_event_s()
+        assert next_s is not None
+        firsts.append(next_s - at_s)
+    assert firsts[0] - firsts[1] == pytest.approx(4 * BLOCK_TOKENS * 0.0001, abs=0.0002)
+
+
+def test_the_fitted_slope_less_the_share_of_prefills_is_never_negative() -> None:
+    """1,024 tokens x 0.1 ms over 256 tokens is 0.4 ms of the slope's 1 ms."""
+    alone = split_slope(PERFORMANCE, prompt_tokens=1024, output_tokens=256)
+    assert alone.tpot_per_running_s == pytest.approx(0.0006)
+    assert split_slope(alone, prompt_tokens=1024, output_tokens=64).tpot_per_running_s == 0

@@ -1,0 +1,193 @@
+"""Laws of a whole run, whatever the policy: nothing is lost, nothing leaks, money has a limit."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autoscaling.guard import Limits
+from autoscaling.peers.registry import POLICY_NAMES, run_policy
+from autoscaling.placement import Situation
+from autoscaling.simulator.generators import Shape, generate
+from autoscaling.simulator.policy import Placed, Signals, Wish
+from autoscaling.simulator.scenario import SPOT_HEAVY, Scenario
+from autoscaling.simulator.simulation import Simulation
+from autoscaling.simulator.tidegate_policy import TidegatePolicy
+from autoscaling.simulator.traffic import Traffic, mark_restricted
+from autoscaling.snapshot import BurstPolicy
+from cluster.errors import ConfigError
+
+# ray-default imports Ray, a matter of seconds: it has its own test.
+FAST_POLICIES = tuple(name for name in POLICY_NAMES if name not in {"ray-default", "oracle"})
+EAGER = BurstPolicy(up_after_s=1.0, down_after_s=20.0, min_lease_s=60.0)
+
+MakeTraffic = Callable[..., Traffic]
+
+
+@pytest.mark.parametrize("name", FAST_POLICIES)
+def test_every_request_ends_in_one_way_and_none_breaks_residency(
+    name: str, scenario: Scenario, make_traffic: MakeTraffic
+) -> None:
+    traffic = mark_restricted(make_traffic(duration_s=90.0), 0.3, seed=1)
+    found = run_policy(name, traffic, scenario, seed=1)
+    ended = found.completed + found.rejected + found.failed + found.unfinished
+    assert ended == len(traffic.requests)
+    assert found.residency_violations == 0
+    assert 0 <= found.slo_attainment <= 1
+
+
+@settings(
+    max_examples=8,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(seed=st.integers(0, 1000), rps=st.floats(1, 20), ratio=st.floats(0, 1), heavy=st.booleans())
+def test_whatever_comes_requests_are_conserved_and_the_budget_holds(
+    scenario: Scenario, seed: int, rps: float, ratio: float, *, heavy: bool
+) -> None:
+    """The limit of 4 $/h allows two on-demand nodes, or five on spot, or less than both."""
+    limits = scenario.settings.limits.model_copy(update={"usd_per_hour": Decimal(4)})
+    scenario = replace(
+        scenario,
+        settings=replace(scenario.settings, limits=limits),
+        spot=replace(SPOT_HEAVY, losses_per_hour=30.0) if heavy else scenario.spot,
+    )
+    traffic = generate("bursty", Shape(mean_rps=rps, duration_s=90.0), seed=seed)
+    traffic = mark_restricted(traffic, ratio, seed=seed)
+    run = Simulation(traffic, scenario, TidegatePolicy(EAGER), seed=seed)
+    found = run.run()
+    ended = found.completed + found.rejected + found.failed + found.unfinished
+    assert ended == len(traffic.requests)
+    assert run.tally.violations == 0
+    assert run.tally.burn_usd_per_hour_max <= 4
+
+
+def test_the_same_seed_gives_the_same_figures_and_another_does_not(
+    scenario: Scenario, make_traffic: MakeTraffic
+) -> None:
+    heavy = replace(scenario, spot=SPOT_HEAVY)
+    traffic = make_traffic(mean_rps=20.0)
+
+    def run(seed: int) -> object:
+        policy = TidegatePolicy(EAGER)
+        return replace(Simulation(traffic, heavy, policy, seed=seed).run(), wall_s=0.0)
+
+    assert run(1) == run(1)
+    assert run(1) != run(2)
+
+
+class _Watching(TidegatePolicy):
+    """Fails the run when a cloud node is asked for while an owned one has room for what waits."""
+
+    launches = 0
+
+    def place(self, situation: Situation, limits: Limits) -> Placed:
+        placed = super().place(situation, limits)
+        kinds = {offer.name: offer for offer in situation.offers}
+        cloud = [name for name in placed.launches if not kinds[name].is_owned]
+        free = [n for n in situation.nodes if n.is_owned and n.free.get("GPU", 0) >= 1]
+        waits_at_home = [
+            demand
+            for demand in situation.demands
+            for node in free
+            if all(bundle.accepts(node.labels) for bundle in demand.bundles)
+        ]
+        assert len(cloud) <= len(situation.demands) - len(waits_at_home)
+        self.launches += len(cloud)
+        return placed
+
+    def observe(self, signals: Signals) -> Wish:
+        wish = super().observe(signals)
+        at_home = next(pool for pool in signals.pools if pool.spec.owned)
+        burst = sum(count for name, count in wish.replicas.items() if name != at_home.spec.name)
+        before = sum(pool.planned for pool in signals.pools if not pool.spec.owned)
+        if burst > before:
+            assert wish.replicas[at_home.spec.name] == at_home.spec.max_replicas
+        return wish
+
+
+def test_no_cloud_node_is_launched_while_owned_capacity_that_fits_is_free(
+    scenario: Scenario, make_traffic: MakeTraffic
+) -> None:
+    policy = _Watching(EAGER)
+    Simulation(make_traffic(mean_rps=20.0), scenario, policy, seed=1).run()
+    assert policy.launches > 0
+
+
+def test_restricted_demand_alone_creates_no_cloud_capacity(
+    scenario: Scenario, make_traffic: MakeTraffic
+) -> None:
+    traffic = mark_restricted(make_traffic(mean_rps=20.0), 1.0, seed=1)
+    found = Simulation(traffic, scenario, TidegatePolicy(EAGER), seed=1).run()
+    assert found.launches == 0
+    assert found.rejected > 0
+
+
+def test_a_node_is_paid_from_its_request_to_its_end(
+    scenario: Scenario, make_traffic: MakeTraffic
+) -> None:
+    """Static capacity that never goes home: 60 s each, less two ticks of 4 s for the last ones."""
+    traffic = make_traffic("steady", mean_rps=40.0, duration_s=60.0)
+    policy = run_policy("static-peak", traffic, scenario, seed=1)
+    whole_usd = policy.launches * 1.861 * 60 / 3600
+    assert policy.launches >= 4
+    assert whole_usd * 52 / 60 <= policy.cloud_usd <= whole_usd
+    assert policy.cloud_gpu_hours == pytest.approx(policy.cloud_usd / 1.861)
+
+
+def test_lost_spot_nodes_are_replaced_and_their_requests_are_accounted_for(
+    scenario: Scenario, make_traffic: MakeTraffic
+) -> None:
+    spot = replace(SPOT_HEAVY, losses_per_hour=60.0, notice_s=5.0, sold_out_ratio=0.0)
+    traffic = make_traffic("steady", mean_rps=20.0, duration_s=200.0)
+    found = Simulation(traffic, replace(scenario, spot=spot), TidegatePolicy(EAGER), seed=1).run()
+    assert found.lost_nodes > 0
+    assert found.launches > found.lost_nodes / 2
+    ended = found.completed + found.rejected + found.failed + found.unfinished
+    assert ended == len(traffic.requests)
+
+
+def test_spot_that_is_sold_out_falls_back_to_on_demand(
+    scenario: Scenario, make_traffic: MakeTraffic
+) -> None:
+    """None to be had at any time: what is launched costs the on-demand price."""
+    spot = replace(SPOT_HEAVY, sold_out_ratio=0.999, sold_out_spell_s=1e9)
+    traffic = make_traffic("steady", mean_rps=20.0, duration_s=150.0)
+    found = Simulation(traffic, replace(scenario, spot=spot), TidegatePolicy(EAGER), seed=1).run()
+    assert found.launches > 0
+    assert found.cloud_usd / found.cloud_gpu_hours == pytest.approx(1.861)
+
+
+def test_the_oracle_costs_nothing_where_owned_capacity_is_enough(
+    scenario: Scenario, make_traffic: MakeTraffic
+) -> None:
+    calm = make_traffic("steady", mean_rps=2.0)
+    assert run_policy("oracle", calm, scenario, seed=1).cloud_usd == 0
+    loud = make_traffic("steady", mean_rps=60.0, duration_s=60.0)
+    bound = run_policy("oracle", loud, scenario, seed=1)
+    served = run_policy("static-peak", loud, scenario, seed=1)
+    assert 0 < bound.cloud_usd < served.cloud_usd
+    assert bound.slo_attainment >= served.slo_attainment
+
+
+def test_rays_own_policy_and_scheduler_are_called(
+    scenario: Scenario, make_traffic: MakeTraffic
+) -> None:
+    """It imports Ray, 2 s, and starts none of its processes."""
+    traffic = make_traffic("steady", mean_rps=20.0, duration_s=150.0)
+    found = run_policy("ray-default", traffic, scenario, seed=1)
+    assert found.launches > 0
+    assert found.completed + found.rejected + found.failed + found.unfinished == len(
+        traffic.requests
+    )
+
+
+def test_an_unknown_policy_is_refused_with_the_names_there_are(
+    scenario: Scenario, make_traffic: MakeTraffic
+) -> None:
+    with pytest.raises(ConfigError, match=r"--policy must be one of tidegate, .*; got 'magic'"):
+        run_policy("magic", make_traffic(), scenario, seed=1)
