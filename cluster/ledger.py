@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Row, select
 from sqlalchemy.orm import Session
 
 from cluster.budget import SpendNow
-from cluster.errors import NodeNotFoundError
+from cluster.errors import NodeNotFoundError, StateError
 from cluster.ledger_boot import BootStages, write_boot_stage
 from cluster.ledger_leases import Leases, check_fence
 from cluster.ledger_sites import SiteNotes
@@ -94,14 +94,26 @@ class Ledger(SiteNotes, BootStages, Spend, Leases):
             NotLeaderError: `fence` is no longer the token of the lease; nothing is written.
         """
         now_s = self._now_s()
+        try:
+            with self._store.transaction() as session:
+                if fence is not None:
+                    check_fence(session, fence)
+                open_nodes = _read_records(session, _IS_OPEN)
+                check(Books(open_nodes, read_spend_now(session, now_s)))
+                for intent in intents:
+                    session.add(_to_row(intent, owner=owner, now_s=now_s, fence=fence))
+                    write_boot_stage(session, intent.node_id, BootStage.INTENDED, now_s)
+        except StateError:
+            # The line may have gone after the commit: an intent that is written and that nobody
+            # launches would hold money and room for as long as its owner lives.
+            if not self._has_written(intents, owner=owner, at_s=now_s):
+                raise
+
+    def _has_written(self, intents: Sequence[Intent], *, owner: str, at_s: float) -> bool:
+        """Return whether a write without an answer was done; waits for the lock, so it is over."""
         with self._store.transaction() as session:
-            if fence is not None:
-                check_fence(session, fence)
-            open_nodes = _read_records(session, _IS_OPEN)
-            check(Books(open_nodes, read_spend_now(session, now_s)))
-            for intent in intents:
-                session.add(_to_row(intent, owner=owner, now_s=now_s, fence=fence))
-                write_boot_stage(session, intent.node_id, BootStage.INTENDED, now_s)
+            rows = [session.get(NodeRow, intent.node_id) for intent in intents]
+            return all(row and (row.owner, row.intended_s) == (owner, at_s) for row in rows)
 
     def adopt(
         self,

@@ -7,11 +7,15 @@ The server takes 3 s to start, once for all tests.
 import logging
 import os
 import socket
+import threading
+import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Self
 
 import psycopg
 import pytest
@@ -122,6 +126,22 @@ def test_a_writer_that_froze_inside_a_transaction_does_not_stop_the_others(
         one.close()
 
 
+def test_an_intent_whose_commit_was_not_answered_is_written_and_known_as_such(
+    postgresql_server: PostgresqlServer,
+) -> None:
+    """An intent that nobody launches would hold money and room while its owner lives."""
+    with _Line(postgresql_server.port) as line:
+        url = postgresql_server.url().replace(str(postgresql_server.port), str(line.port))
+        ledger = Ledger(find(POSTGRESQL, {"TIDEGATE_LEDGER_URL": url}, cluster="cut"))
+        line.cuts_at = b"COMMIT"
+        ledger.open_intents([INTENT], owner="me", check=lambda _books: None)
+        assert line.cuts_at is None, "the line was never cut"
+        assert [one.node_id for one in ledger.list_open()] == ["n-1"]
+        with pytest.raises(StateError, match="duplicate key"):
+            ledger.open_intents([INTENT], owner="me", check=lambda _books: None)
+        ledger.close()
+
+
 def test_a_line_that_went_dead_is_given_up_within_seconds(
     postgresql_server: PostgresqlServer,
 ) -> None:
@@ -178,6 +198,42 @@ def test_a_ledger_goes_on_after_its_connections_were_cut(
     ledger.open_intents([another], owner="me", check=lambda _books: None)
     assert len(ledger.list_open()) == 2
     ledger.close()
+
+
+class _Line:
+    """A line to the server that can be cut once, after words went to the server."""
+
+    def __init__(self, server_port: int) -> None:
+        self.cuts_at: bytes | None = None
+        self._server_port = server_port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._server_port))
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=ends, daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError), source, target:
+            while data := source.recv(65536):
+                if self.cuts_at is not None and self.cuts_at in data:
+                    self.cuts_at = None
+                    source.shutdown(socket.SHUT_RDWR)
+                    target.sendall(data)
+                    time.sleep(0.3)
+                    return
+                target.sendall(data)
 
 
 def _say_all(error: BaseException) -> str:
