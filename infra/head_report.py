@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cluster.config import ProviderSettings, parse_provider_section, read_cluster_file
+from autoscaling.settings_reader import read_in_force
+from cluster.config import ProviderSettings, parse_provider_section
 from cluster.errors import StateError
 from cluster.ledger import Ledger
 from cluster.model import ClusterName
@@ -29,9 +30,12 @@ _CONNECT_S_MAX = 2.0
 
 def build_report(config_file: Path, *, address: str) -> dict[str, Any]:
     """Return decision record, signals and ledger; an entry of `errors` for what can't be had."""
-    raw = read_cluster_file(config_file)
+    in_force = read_in_force(config_file)
+    raw = in_force.content
     provider = parse_provider_section(raw["provider"])
     report: dict[str, Any] = {"decision": None, "signals": [], "ledger": {}, "errors": []}
+    if in_force.problem is not None:
+        report["errors"].append(in_force.problem)
     _add_board(report, provider, address=address)
     _add_ledger(report, provider, cluster=ClusterName(raw["cluster_name"]))
     return report

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from autoscaling.settings_reader import SettingsReader
 from cluster.config import parse_cluster_config, read_cluster_file
 from cluster.ledger import Intent, Ledger
 from cluster.model import NodeId, NodeTypeName, SiteName, SoldOut
@@ -106,6 +107,19 @@ def test_limits_spend_and_what_is_sold_out_come_from_the_heads_own_ledger(
     assert "g6e.xlarge" in shown
     assert "aws_l40s_spot at aws-us-east-1: sold out in every zone" in shown
     assert "spent today $0.0" in shown
+
+
+def test_a_bad_cluster_file_on_the_head_hides_nothing_and_is_said(
+    head: SshdHost, tmp_path: Path
+) -> None:
+    raw = build_raw(head, str(tmp_path / "state"))
+    fill_head(head, raw)
+    file = head.home / "ray_bootstrap_config.yaml"
+    SettingsReader(file)
+    file.write_text("cluster_name: [truncated")
+    status = read_status(tmp_path / "unread.yaml", parse_cluster_config(raw))
+    assert status.ledger["budget"][0]["used_usd"] == "2.24208"
+    assert "the former one stays in force, as kept in" in show(status)
 
 
 def test_a_cordoned_node_and_one_with_a_notice_are_marked() -> None:
