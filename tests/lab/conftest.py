@@ -1,6 +1,8 @@
 """Fixtures of the lab: skipped, with the reason, where this machine can't have one."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,8 @@ from tests.lab.hypervisor import Hypervisor
 from tests.lab.lab import Lab
 from tests.lab.namespaces import explain_missing
 from tests.lab.steps import start
+
+_LOGS: pytest.StashKey[tuple[HybridLab, Path]] = pytest.StashKey()
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +44,16 @@ def hypervisor(lab: Lab, ec2: Ec2) -> Iterator[Hypervisor]:
 
 
 @pytest.fixture(scope="session")
-def hybrid(lab_allowed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HybridLab]:
-    """The machines of the hybrid cluster, one set a session; logs are kept in pytest's folder."""
+def hybrid(
+    lab_allowed: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[HybridLab]:
+    """The machines of the hybrid cluster, one set a session."""
     with open_hybrid_lab(boot_s=1.0) as machines:
-        yield machines
-        machines.save_logs(tmp_path_factory.mktemp("logs"))
+        request.config.stash[_LOGS] = machines, tmp_path_factory.mktemp("lab")
+        try:
+            yield machines
+        finally:
+            del request.config.stash[_LOGS]
 
 
 @pytest.fixture
@@ -53,3 +62,18 @@ def running(hybrid: HybridLab) -> HybridLab:
     if not hybrid.is_running:
         start(hybrid)
     return hybrid
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[Any]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Save what the machines say at a failure, and have pytest print where: disks go with them."""
+    report = yield
+    found = item.config.stash.get(_LOGS, None)
+    if report.failed and found is not None:
+        machines, folder = found
+        target = folder / f"{item.name}-{call.when}"
+        machines.save_logs(target)
+        report.sections.append(("logs of the lab's machines", str(target)))
+    return report

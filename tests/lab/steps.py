@@ -1,6 +1,7 @@
 """What every test of the hybrid cluster does: start it, open the cloud, look for what is left."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -62,3 +63,14 @@ def assert_nothing_left(hybrid: HybridLab) -> None:
     assert hybrid.ec2.list_paid() == []
     assert hybrid.list_claims() == []
     assert hybrid.list_processes() == []
+
+
+def assert_paid_once(hybrid: HybridLab) -> None:
+    """Insist that no node of ours ever was two instances."""
+    nodes = Counter(
+        tag["Value"]
+        for instance in hybrid.ec2.list_instances()
+        for tag in instance.get("Tags", ())
+        if tag["Key"] == "tidegate-node"
+    )
+    assert set(nodes.values()) == {1}, nodes
