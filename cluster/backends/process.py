@@ -9,10 +9,10 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from cluster.at_once import map_at_once
 from cluster.backend_settings import ProcessBackendSettings
 from cluster.backends.process_node import ClusterFolder, NodeFolder, ProcessInstance
 from cluster.backends.process_runner import ProcessCommandRunner
@@ -85,8 +85,7 @@ class ProcessBackend:
 
     def terminate(self, node_ids: Sequence[NodeId]) -> None:
         """End every process with the nodes' marks and remove their folders. Idempotent."""
-        with ThreadPoolExecutor(_TERMINATIONS_AT_ONCE) as executor:
-            list(executor.map(self._terminate_one, node_ids))
+        map_at_once(self._terminate_one, node_ids, threads_max=_TERMINATIONS_AT_ONCE)
 
     def list_instances(self) -> list[Instance]:
         """Return the nodes of this site that have a folder."""

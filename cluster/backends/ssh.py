@@ -8,9 +8,9 @@ while, longer each time, and comes back by itself.
 
 import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from cluster.at_once import map_at_once
 from cluster.backend_settings import SshBackendSettings
 from cluster.backends.node_environment import build_node_environment
 from cluster.backends.ssh_access import SshTarget
@@ -114,8 +114,8 @@ class SshBackend:
         """
         self._hosts.look()
         pairs = [(host, one) for one in node_ids for host in self._hosts.find_node(one)]
-        with ThreadPoolExecutor(_TERMINATIONS_AT_ONCE) as executor:
-            failures = [said for said in executor.map(lambda pair: self._end(*pair), pairs) if said]
+        said = map_at_once(lambda pair: self._end(*pair), pairs, threads_max=_TERMINATIONS_AT_ONCE)
+        failures = [why for why in said if why]
         if failures:
             raise BackendError("; ".join(failures))
 

@@ -4,11 +4,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Concatenate, ParamSpec
 
+from cluster.at_once import map_at_once
 from cluster.backend_settings import SshBackendSettings
 from cluster.backends.node_environment import RAY_FOLDER
 from cluster.backends.ssh_access import SshTarget, resolve_access
@@ -58,8 +58,8 @@ class SshHosts:
         """
         known = self.list_known()
         asked = [host for host in known if self.left_alone_s(host) == 0]
-        with ThreadPoolExecutor(_HOSTS_AT_ONCE) as executor:
-            heard = [host for host in executor.map(self._ask, asked) if host is not None]
+        said = map_at_once(self._ask, asked, threads_max=_HOSTS_AT_ONCE)
+        heard = [host for host in said if host is not None]
         with self._lock:
             self._memory.update(heard, forget=self._list_forgotten(heard))
             unknown = [host.name for host in known if self._memory.get(host.name) is None]
