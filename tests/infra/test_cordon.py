@@ -20,6 +20,8 @@ from tests.cluster.sshd_hosts import (
     skip_without_sshd,
 )
 
+pytestmark = pytest.mark.daemon
+
 ROOT = Path(__file__).parents[2]
 
 

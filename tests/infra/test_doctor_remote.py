@@ -32,6 +32,8 @@ from tests.cluster.sshd_hosts import (
     skip_without_sshd,
 )
 
+pytestmark = pytest.mark.daemon
+
 HYBRID = Path(__file__).parents[2] / "cluster" / "hybrid.yaml"
 
 
