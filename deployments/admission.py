@@ -8,12 +8,12 @@ slot goes to the oldest request that may use it, so nobody starves.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 
 from deployments.routing import LookAgain, ReplicaLoad, Route, Wait, decide_route
 
-_LANES = 2
+_LANE = attrgetter("may_leave_owned")
 _NUMBER = attrgetter("number")
 
 
@@ -53,8 +53,7 @@ class Plan:
 
 def is_lane_full(waiting: Iterable[Ticket], newcomer: Ticket, limits: QueueLimits) -> bool:
     """Whether the newcomer's lane holds as many as it may."""
-    lane = sum(1 for ticket in waiting if ticket.may_leave_owned == newcomer.may_leave_owned)
-    return lane >= limits.waiting_max
+    return [*map(_LANE, waiting)].count(newcomer.may_leave_owned) >= limits.waiting_max
 
 
 def plan_assignments(
@@ -68,11 +67,12 @@ def plan_assignments(
     current = {load.replica_id: load for load in loads}
     assignments: list[Assignment] = []
     look_again: set[str] = set()
-    stuck_lanes: set[bool] = set()
-    for ticket in sorted(waiting, key=_NUMBER):
-        if len(stuck_lanes) == _LANES:
+    ordered = sorted(waiting, key=_NUMBER)
+    open_lanes = set(map(_LANE, ordered))
+    for ticket in ordered:
+        if not open_lanes:
             break
-        if ticket.may_leave_owned in stuck_lanes:
+        if ticket.may_leave_owned not in open_lanes:
             continue
         decision = decide_route(
             current.values(),
@@ -82,13 +82,13 @@ def plan_assignments(
         )
         if isinstance(decision, Route):
             taken = decision.load
-            current[taken.replica_id] = replace(taken, held=taken.held + 1)
+            current[taken.replica_id] = taken.with_held(taken.held + 1)
             assignments.append(Assignment(ticket.number, decision))
             continue
         if isinstance(decision, LookAgain):
             look_again.update(decision.replica_ids)
         if not ticket.excluded:
-            stuck_lanes.add(ticket.may_leave_owned)
+            open_lanes.discard(ticket.may_leave_owned)
     return Plan(tuple(assignments), tuple(sorted(look_again)))
 
 

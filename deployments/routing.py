@@ -31,6 +31,20 @@ class ReplicaLoad:
         """Slots believed to be taken."""
         return self.held + self.others
 
+    def with_held(self, held: int) -> "ReplicaLoad":
+        """The same replica with another number of slots held; made often, so without `replace`."""
+        return ReplicaLoad(
+            self.replica_id,
+            self.pool,
+            self.site,
+            self.owned,
+            self.market,
+            self.slots,
+            held,
+            self.others,
+            self.seen_age_s,
+        )
+
     @property
     def has_free_slot(self) -> bool:
         """Whether a slot is believed to be free."""

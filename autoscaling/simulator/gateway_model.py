@@ -48,6 +48,8 @@ class Gateway:
         self._tally = tally
         self._submit = submit
         self._waiting: dict[int, Live] = {}
+        # The tickets of those waiting, kept beside them: decisions read these at every turn.
+        self._tickets: dict[int, Ticket] = {}
         self._loads: dict[str, ReplicaLoad] = {}
         self._closing: frozenset[str] = frozenset()
         self._is_dispatching = False
@@ -60,11 +62,11 @@ class Gateway:
         self._tally.arrived += 1
         clearance = _CLEARANCES[request.is_restricted]
         ticket = Ticket(self.arrivals, clearance.may_leave_owned)
-        if self._waiting and is_lane_full(self._tickets(), ticket, self._limits):
+        if self._waiting and is_lane_full(self._tickets.values(), ticket, self._limits):
             self._tally.rejected += 1
             return
         work = Work(request.prompt_tokens, request.output_tokens, request.blocks)
-        self._waiting[ticket.number] = Live(request, ticket, work)
+        self._enqueue(Live(request, ticket, work))
         self.dispatch()
         if ticket.number in self._waiting:
             deadline_s = request.arrival_s + self._limits.wait_s_max
@@ -76,7 +78,7 @@ class Gateway:
         live.ticket = replace(live.ticket, excluded=excluded)
         work = live.work
         live.work = Work(work.prompt_tokens, work.output_tokens, work.blocks)
-        self._waiting[live.ticket.number] = live
+        self._enqueue(live)
         deadline_s = live.request.arrival_s + self._limits.wait_s_max
         self._clock.at(deadline_s, self._expire, live.ticket.number)
         self._is_changed = True
@@ -100,7 +102,7 @@ class Gateway:
         """Note that a slot is free again; `dispatch` uses it."""
         load = self._loads.get(replica_id)
         if load is not None:
-            self._loads[replica_id] = replace(load, held=load.held - 1)
+            self._loads[replica_id] = load.with_held(load.held - 1)
             self._is_changed = True
 
     def dispatch(self) -> None:
@@ -111,7 +113,7 @@ class Gateway:
         self._is_dispatching = True
         while self._is_changed and self._waiting:
             self._is_changed = False
-            plan = plan_assignments(self._tickets(), self._list_loads(), self._limits)
+            plan = plan_assignments(self._tickets.values(), self._list_loads(), self._limits)
             for assignment in plan.assignments:
                 self._assign(assignment.number, assignment.route.load)
         self._is_dispatching = False
@@ -127,8 +129,9 @@ class Gateway:
             return 0.0
         return self._clock.now_s - min(w.request.arrival_s for w in self._waiting.values())
 
-    def _tickets(self) -> list[Ticket]:
-        return [live.ticket for live in self._waiting.values()]
+    def _enqueue(self, live: Live) -> None:
+        self._waiting[live.ticket.number] = live
+        self._tickets[live.ticket.number] = live.ticket
 
     def _list_loads(self) -> list[ReplicaLoad]:
         if not self._closing:
@@ -137,12 +140,14 @@ class Gateway:
 
     def _assign(self, number: int, chosen: ReplicaLoad) -> None:
         live = self._waiting.pop(number)
+        del self._tickets[number]
         load = self._loads[chosen.replica_id]
-        self._loads[load.replica_id] = replace(load, held=load.held + 1)
+        self._loads[load.replica_id] = load.with_held(load.held + 1)
         grant_permit(_CLEARANCES[live.request.is_restricted], site=load.site, is_owned=load.owned)
         self._tally.violations += live.request.is_restricted and not load.owned
         self._submit(load.replica_id, live)
 
     def _expire(self, number: int) -> None:
         if self._waiting.pop(number, None) is not None:
+            del self._tickets[number]
             self._tally.rejected += 1

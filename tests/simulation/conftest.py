@@ -14,9 +14,12 @@ from infra.simulated_files import Choices, read_scenario
 
 
 def build_small_scenario() -> Scenario:
-    """The shipped one with 8 slots a replica and quick boots: little traffic fills it."""
+    """The shipped one with 8 slots a replica, one of four owned ones running, and quick boots."""
     shipped = read_scenario(Choices())
-    pools = tuple(pool.model_copy(update={"slots": 8}) for pool in shipped.model.pools)
+    pools = tuple(
+        pool.model_copy(update={"slots": 8, "min_replicas": 1 if pool.owned else 0})
+        for pool in shipped.model.pools
+    )
     boot = BootTimes(running_s=5.0, reachable_s=3.0, joined_s=7.0, weights_s=2.0, engine_s=8.0)
     return replace(
         shipped,
