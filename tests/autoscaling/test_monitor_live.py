@@ -149,6 +149,33 @@ def test_a_killed_autoscaler_is_replaced_and_goes_on(live_head: Any, calm: None,
     ray.kill(actor)
 
 
+def test_an_autoscaler_that_starts_with_a_bad_cluster_file_uses_the_last_good_copy(
+    live_head: Any, calm: None, wait: Any
+) -> None:
+    before, seen = live_head.autoscaler_pid(), seen_nodes(live_head)
+    good = live_head.config_file.read_text()
+    live_head.config_file.write_text(good[: len(good) // 2])
+    try:
+        os.kill(before, signal.SIGKILL)
+        actor = Worker.remote()
+        wait(lambda: new_types(live_head, seen), timeout_s=60, why="a launch by the new process")
+        assert live_head.autoscaler_pid() not in (None, before)
+        wait(
+            lambda: any("as kept in" in text for text in live_head.decision()["limits"]),
+            timeout_s=20,
+            why="a record that says so",
+        )
+        assert "the former one stays in force, as kept in" in live_head.log()
+        ray.kill(actor)
+    finally:
+        live_head.config_file.write_text(good)
+    wait(
+        lambda: not any("as kept in" in text for text in live_head.decision()["limits"]),
+        timeout_s=20,
+        why="a record without it",
+    )
+
+
 def test_a_killed_supervisor_takes_its_autoscaler_with_it_and_both_are_replaced(
     live_head: Any, wait: Any
 ) -> None:
