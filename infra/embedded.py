@@ -93,10 +93,10 @@ def resolve_cluster(cluster_file: Path, *, port_offset: int) -> tuple[Path, Clus
     return derived, load_cluster_file(derived)
 
 
-def open_observer(cluster_file: Path, settings: ClusterSettings) -> Observer:
-    """Return an observer of a cluster that runs already."""
-    ray_cli = RayCli(cluster_file, _run_dir(settings) / "ray.log")
-    return Observer(settings, _open_board(settings, ray_cli), ray_cli)
+def open_board(settings: ClusterSettings, head_ip: str) -> Blackboard:
+    """Return the cluster's board; Ray's client finds the token through the environment only."""
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(_token_file(settings))}
+    return Blackboard.from_address(f"{head_ip}:{_ports(settings).gcs}", timeout_s=5.0)
 
 
 @contextmanager
@@ -111,15 +111,9 @@ def run_embedded(plan: Plan) -> Iterator[Observer]:
     ray_cli = RayCli(plan.cluster_file, plan.log_file)
     try:
         _start(plan, ray_cli)
-        yield Observer(plan.settings, _open_board(plan.settings, ray_cli), ray_cli)
+        yield Observer(plan.settings, open_board(plan.settings, ray_cli.head_ip()), ray_cli)
     finally:
         _stop(plan, ray_cli, reaper)
-
-
-def _open_board(settings: ClusterSettings, ray_cli: RayCli) -> Blackboard:
-    """Return the cluster's board; Ray's client finds the token through the environment only."""
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(_token_file(settings))}
-    return Blackboard.from_address(f"{ray_cli.head_ip()}:{_ports(settings).gcs}", timeout_s=5.0)
 
 
 def _token_file(settings: ClusterSettings) -> Path:

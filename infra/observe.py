@@ -115,15 +115,24 @@ class ClusterView:
         return (about_cloud or reasons or ["no reason recorded"])[0]
 
 
+def list_cloud_sites(settings: ClusterSettings) -> frozenset[str]:
+    """Return the sites that aren't owned."""
+    return frozenset(name for name, site in settings.sites.items() if not site.owned)
+
+
+def drop_old(signals: Sequence[GatewaySignals]) -> list[GatewaySignals]:
+    """Return what gateways say that still speak; one that is gone leaves its last words."""
+    newest_s = max((report.published_s for report in signals), default=0.0)
+    return [r for r in signals if newest_s - r.published_s < _SIGNALS_AGE_S_MAX]
+
+
 class Observer:
     """Looks at one running cluster."""
 
     def __init__(self, settings: ClusterSettings, board: Blackboard, ray_cli: RayCli) -> None:
         self._board = board
         self._ray_cli = ray_cli
-        self.cloud_sites: frozenset[str] = frozenset(
-            name for name, site in settings.sites.items() if not site.owned
-        )
+        self.cloud_sites = list_cloud_sites(settings)
         self._seen_s = time.monotonic()
         self._last = ClusterView(cloud_sites=self.cloud_sites)
         self._cloud_types = tuple(
@@ -149,10 +158,8 @@ class Observer:
                 f"the cluster's control store must answer; silent for {silent_s:.0f} s ({error}). "
                 "Does the cluster run? Type: tidegate serve"
             ) from error
-        newest_s = max((report.published_s for report in signals), default=0.0)
-        recent = [r for r in signals if newest_s - r.published_s < _SIGNALS_AGE_S_MAX]
         self._seen_s = time.monotonic()
-        self._last = ClusterView(cloud_sites=self.cloud_sites, decision=decision, signals=recent)
+        self._last = ClusterView(self.cloud_sites, decision, drop_old(signals))
         return self._last
 
     async def view(self) -> ClusterView:

@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ import yaml
 from rich.console import Console
 
 from autoscaling.settings_reader import SettingsReader
-from cluster.config import parse_cluster_config, read_cluster_file
+from cluster.config import (
+    load_cluster_file,
+    parse_cluster_config,
+    read_cluster_file,
+    with_ports,
+)
 from cluster.ledger import Intent, Ledger
 from cluster.model import NodeId, NodeTypeName, SiteName, SoldOut
 from infra.head_link import find_head_host
-from infra.observe import ClusterView
+from infra.observe import ClusterSilent, ClusterView
 from infra.status import Status, read_status
 from infra.status_view import describe_status, render_status
 from tests.cluster.sshd_hosts import (
@@ -132,6 +138,43 @@ def test_a_cordoned_node_and_one_with_a_notice_are_marked() -> None:
     assert "RAY_RUNNING, draining" in shown
     assert "RAY_RUNNING, leaving soon" in shown
     assert "another autoscaler holds the lease" in shown
+
+
+@pytest.fixture
+def local_file(tmp_path: Path) -> Path:
+    """The embedded cluster's file, its state in a folder of its own; nobody runs it."""
+    raw = with_ports(read_cluster_file(ROOT / "cluster" / "local.yaml"), 19000)
+    raw["provider"]["state_dir"] = str(tmp_path / "state")
+    file = tmp_path / "cluster.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    return file
+
+
+def test_a_cluster_that_was_never_started_is_said_to_be_down(local_file: Path) -> None:
+    with pytest.raises(ClusterSilent, match=r"must run to have a status.* tidegate serve"):
+        read_status(local_file, load_cluster_file(local_file))
+    assert not (local_file.parent / "state").exists()
+
+
+def test_a_head_that_is_silent_is_said_to_be_and_the_ledger_is_shown(local_file: Path) -> None:
+    """An empty table without a word would look like a cluster at rest."""
+    settings = load_cluster_file(local_file)
+    ledger = Ledger(settings.state_dir / settings.cluster_name / "ledger.db")
+    head = Intent(
+        node_id=NodeId("head-1"),
+        site=SiteName("onprem"),
+        node_type=NodeTypeName("head"),
+        is_head=True,
+        usd_per_hour=Decimal(0),
+        tags={},
+        node_config={},
+    )
+    ledger.open_intents([head], owner="test", check=lambda _books: None)
+    ledger.mark_running(head.node_id, address="127.0.1.1")
+    ledger.close()
+    status = read_status(local_file, settings)
+    assert status.ledger["budget"][0]["limit"] == "usd_per_hour"
+    assert status.errors[0].startswith("the control store at 127.0.1.1:25399 doesn't answer")
 
 
 def test_a_head_on_this_machine_is_not_asked_over_ssh() -> None:
