@@ -29,7 +29,8 @@ from autoscaling.metrics_exporter import serve_metrics
 from autoscaling.node_orders import NodeOrders
 from autoscaling.ray_scheduler import LocalFirstScheduler
 from autoscaling.record import SchedulerReport
-from autoscaling.settings_reader import SettingsReader, find_ledger
+from autoscaling.settings_reader import SettingsReader, find_ledger, find_outdated
+from cluster.config import ClusterSettings
 from cluster.errors import ConfigError
 from cluster.lease import Lease
 from cluster.ledger import Ledger
@@ -93,6 +94,7 @@ def run_autoscaler(*, gcs_address: str, config_path: Path, logs_dir: Path) -> No
     board = Blackboard.from_address(gcs_address)
     ledger = Ledger(find_ledger(settings.read()))
     lease = _take_lease(ledger, board)
+    began_with = settings.read()
     monitor = AutoscalerMonitor(
         gcs_address,
         ConfigReader(settings.read_content),
@@ -121,7 +123,8 @@ def run_autoscaler(*, gcs_address: str, config_path: Path, logs_dir: Path) -> No
         read_settings=settings.read,
     )
     orders.start()
-    threading.Thread(target=_think, args=(brain,), name="brain", daemon=True).start()
+    follow = partial(_follow_file, settings, began_with)
+    threading.Thread(target=_think, args=(brain, follow), name="brain", daemon=True).start()
     monitor.run()
 
 
@@ -167,11 +170,24 @@ def _set_up_logging(logs_dir: Path) -> None:
             ours.addHandler(handler)
 
 
-def _think(brain: BrainLoop) -> None:
+def _follow_file(settings: SettingsReader, began_with: ClusterSettings) -> None:
+    """End this process when the file says what its node provider can't learn any more.
+
+    The supervisor starts a new one, which takes over within seconds: the ledger has all it needs.
+    """
+    sections = find_outdated(began_with, settings.read())
+    if sections:
+        changed = ", ".join(f"provider.{name}" for name in sections)
+        _log.warning("%s changed in the cluster file: a new process takes over", changed)
+        os._exit(0)
+
+
+def _think(brain: BrainLoop, follow_file: Callable[[], None]) -> None:
     """Tick the brain for ever. What fails once may work a second later, what fails on doesn't."""
     failures = 0
     while True:
         began_s = time.monotonic()
+        follow_file()
         wait_s = _BRAIN_S
         try:
             wait_s = min(_BRAIN_S, brain.tick().next_check_s)

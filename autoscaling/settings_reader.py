@@ -133,6 +133,15 @@ def read_in_force(path: Path, *, check: Check = lambda _: None) -> InForce:
         return InForce(kept.content, kept.settings, f"{_LEAD}, as kept in {copy}: {exc}")
 
 
+def find_outdated(began_with: ClusterSettings, now: ClusterSettings) -> tuple[str, ...]:
+    """Return the sections of `provider` that a node provider built earlier doesn't know yet.
+
+    Ray builds the provider once in a process, from the file as it was then.
+    """
+    before, after = _list_provider_sections(began_with), _list_provider_sections(now)
+    return tuple(name for name in before if before[name] != after[name])
+
+
 def find_copy(path: Path) -> Path:
     """Return where the last good content of a cluster file is kept, readable by its owner only."""
     return path.with_name(path.name + _COPY_SUFFIX)
@@ -188,3 +197,16 @@ def _replace(path: Path, text: str) -> None:
     except OSError:
         Path(draft).unlink(missing_ok=True)
         raise
+
+
+def _list_provider_sections(settings: ClusterSettings) -> dict[str, object]:
+    offers = {
+        name: (one.site, one.market, one.usd_per_hour) for name, one in settings.node_types.items()
+    }
+    return {
+        "sites": settings.sites,
+        "node_types": offers,
+        "limits": settings.limits,
+        "ports": settings.ports,
+        "store": settings.store,
+    }

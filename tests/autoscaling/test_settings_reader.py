@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from autoscaling.ray_monitor import ConfigReader, check_as_ray
-from autoscaling.settings_reader import SettingsReader, find_copy
+from autoscaling.settings_reader import SettingsReader, find_copy, find_outdated
 from cluster.errors import ConfigError
 
 
@@ -180,3 +180,26 @@ def test_a_good_file_counts_although_it_cant_be_kept(
     assert reader.error is not None
     assert "can't be kept for a restart" in reader.error
     assert list(file.parent.glob("*.last-good.*")) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "outdated"),
+    [
+        (("limits", "usd_per_hour"), 9, ("limits",)),
+        (("sites", "cloud", "max_nodes"), 4, ("sites",)),
+        (("node_types", "cloud_gpu", "usd_per_hour"), 2.5, ("node_types",)),
+        (("burst",), {"up_after_s": 7.0}, ()),
+    ],
+)
+def test_a_change_that_only_a_new_process_learns_is_named_and_others_are_not(
+    file: Path, cluster_content: dict[str, Any], path: tuple[str, ...], value: object, outdated: Any
+) -> None:
+    reader = SettingsReader(file)
+    began_with = reader.read()
+    assert find_outdated(began_with, reader.read()) == ()
+    section = cluster_content["provider"]
+    for name in path[:-1]:
+        section = section[name]
+    section[path[-1]] = value
+    write(file, cluster_content)
+    assert find_outdated(began_with, reader.read()) == outdated
