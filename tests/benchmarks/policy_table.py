@@ -44,19 +44,21 @@ def load_traffic(text: str, options: argparse.Namespace, *, seed: int) -> Traffi
     source, _, load = text.partition("=")
     load_rps, until_s = float(load), options.hours * 3600
     if source in GENERATORS:
-        return generate(source, Shape(mean_rps=load_rps, duration_s=until_s), seed=seed)
-    reading = RateReading(options.lengths, load_rps, until_s)
-    traffic = cut_traffic(read_trace(Path(source), seed=seed, rates=reading), until_s)
+        traffic = generate(source, Shape(mean_rps=load_rps, duration_s=until_s), seed=seed)
+    else:
+        reading = RateReading(options.lengths, load_rps, until_s)
+        traffic = cut_traffic(read_trace(Path(source), seed=seed, rates=reading), until_s)
     return rescale_traffic(traffic, load_rps / traffic.mean_rps, seed=seed)
 
 
 def make_bursty(traffic: Traffic, *, seed: int) -> Traffic:
-    """Return the same requests with quiet and loud spells; the mean rate stays about the same."""
+    """Return the same requests with quiet and loud spells, at the same mean rate."""
     chance = build_random(seed, "bursty rescale")
     rate_at, peak = GENERATORS["bursty"](chance, traffic.duration_s)
     louder = rescale_traffic(traffic, peak, seed=seed)
     kept = [r for r in louder.requests if chance.random() * peak <= rate_at(r.arrival_s)]
-    return build_traffic(traffic.name, kept, traffic.duration_s)
+    spelled = build_traffic(traffic.name, kept, traffic.duration_s)
+    return rescale_traffic(spelled, traffic.mean_rps / spelled.mean_rps, seed=seed)
 
 
 def apply_scenario(

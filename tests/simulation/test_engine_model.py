@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from autoscaling.simulator.engine_model import BLOCK_TOKENS, EngineModel, Work, split_slope
 from deployments.continuous_batching import ContinuousBatch, Performance
+from deployments.gpu_performance import find_row
 
 PERFORMANCE = Performance(
     tpot_base_s=0.02,
@@ -108,3 +109,37 @@ def test_the_fitted_slope_less_the_share_of_prefills_is_never_negative() -> None
     alone = split_slope(PERFORMANCE, prompt_tokens=1024, output_tokens=256)
     assert alone.tpot_per_running_s == pytest.approx(0.0006)
     assert split_slope(alone, prompt_tokens=1024, output_tokens=64).tpot_per_running_s == 0
+
+
+def measure_tpot_ms(row: str, *, concurrent: int) -> float:
+    """The mean time per token in a closed loop of the load that the table was fitted with."""
+    performance = split_slope(find_row(row).to_performance(), prompt_tokens=1024, output_tokens=256)
+    engine = EngineModel(performance, slots=concurrent, chunk_tokens=2048, now_s=0.0)
+    # Answers of growing length begin the loop, so that ends don't come all at once.
+    for number in range(concurrent):
+        engine.submit(Work(1024, max(2, 256 * (number + 1) // concurrent)), 0.0)
+    first_s: dict[Work, float] = {}
+    found: list[float] = []
+    while len(found) < 6 * concurrent:
+        at_s = engine.next_event_s()
+        assert at_s is not None
+        for milestone in engine.advance(at_s):
+            if milestone.is_first:
+                first_s[milestone.work] = at_s
+            if milestone.is_last:
+                steps = milestone.work.output_tokens - 1
+                found.append(1000 * (at_s - first_s.pop(milestone.work)) / steps)
+                engine.submit(Work(1024, 256), at_s)
+    return sum(found[concurrent:]) / len(found[concurrent:])
+
+
+@pytest.mark.parametrize("concurrent", [1, 8, 32, 64])
+@pytest.mark.parametrize("row", ["a100-80-8b", "l40s-8b", "h100-8b"])
+def test_under_the_load_of_its_fit_the_engine_has_the_tables_time_per_token(
+    row: str, concurrent: int
+) -> None:
+    """Within 3 % for A100 and L40S; 10 % for H100, whose slope is below its prefills' share."""
+    entry = find_row(row)
+    fitted_ms = entry.tpot_base_ms + entry.tpot_per_running_ms * concurrent
+    tolerance = 0.10 if row == "h100-8b" else 0.03
+    assert measure_tpot_ms(row, concurrent=concurrent) == pytest.approx(fitted_ms, rel=tolerance)
