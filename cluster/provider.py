@@ -356,8 +356,14 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc] # Ray is untyped
     def _wait_for_sites(
         self, sites: Mapping[SiteName, SiteThread], *, begun_after_s: float | None = None
     ) -> None:
-        if not self._is_on_head:
-            wait_for_looks(sites, begun_after_s=begun_after_s, answer_s_max=self._answer_s_max)
+        if self._is_on_head:
+            return
+        wait_for_looks(sites, begun_after_s=begun_after_s, answer_s_max=self._answer_s_max)
+        # What this machine remembers may have been ended from another one meanwhile.
+        doubtful = {site: one for site, one in sites.items() if one.worker.doubtful}
+        if doubtful:
+            now_s = time.monotonic()
+            wait_for_looks(doubtful, begun_after_s=now_s, answer_s_max=self._answer_s_max)
 
     def _list_remaining(self, tag_filters: Mapping[str, str]) -> list[str]:
         """Return the nodes that aren't gone, less those whose machine answers no more.

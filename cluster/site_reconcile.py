@@ -113,6 +113,11 @@ class Reconciler:
         """Return the nodes that the site couldn't ask the last time."""
         return self._seen.silent
 
+    @property
+    def doubtful(self) -> frozenset[NodeId]:
+        """Return the nodes that the last listing lacked, and that the next decides about."""
+        return frozenset(node_id for node_id, misses in self._seen.misses.items() if misses == 1)
+
     def take_in(self, instances: Sequence[Instance], *, looked_s: float, settle_s: float) -> Orders:
         """Write what a listing says, and return what follows for the site.
 

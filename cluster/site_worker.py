@@ -92,6 +92,11 @@ class SiteWorker:
         """Return the nodes that the site couldn't ask the last time."""
         return self._reconciler.silent
 
+    @property
+    def doubtful(self) -> frozenset[NodeId]:
+        """Return the nodes that the last listing lacked, and that the next decides about."""
+        return self._reconciler.doubtful
+
     def perform(self, task: Task) -> None:
         """Carry out one order."""
         if isinstance(task, Launch):

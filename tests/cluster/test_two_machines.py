@@ -120,6 +120,21 @@ def test_a_second_ray_up_finds_the_head_with_the_tags_the_first_one_set(
     assert machines.calls(ONPREM_SITE, "launch") == 1
 
 
+def test_what_another_machine_ended_is_gone_in_the_first_answer(
+    machines: Machines, eventually: Wait
+) -> None:
+    """`ray up`, `ray down` elsewhere, `ray up` again: the second needs a head of its own."""
+    first = machines.open("operator")
+    first.create_node({}, HEAD, 1)
+    eventually(lambda: all(map(first.is_running, first.non_terminated_nodes(HEAD))))
+    first.close()
+    elsewhere = machines.open("elsewhere")
+    elsewhere.terminate_nodes(elsewhere.non_terminated_nodes({}))
+    eventually(lambda: elsewhere.nodes_for_teardown({}) == [])
+    again = machines.open("operator")
+    assert again.non_terminated_nodes({"ray-node-type": "head"}) == []
+
+
 def test_tags_that_the_site_refused_are_sent_again_before_the_process_ends(
     machines: Machines,
 ) -> None:
