@@ -66,8 +66,8 @@ class SkyServe:
             name = pool.spec.name
             if pool.spec.market == "on_demand" and any(p.spec.market == "spot" for p in pools):
                 continue
-            wished[name] = min(pool.spec.max_replicas, left)
-            left -= wished[name]
+            wished[name] = max(pool.spec.min_replicas, min(pool.spec.max_replicas, left))
+            left = max(0, left - wished[name])
             if pool.spec.market == "spot":
                 spot_missing += max(0, wished[name] - pool.running)
         for pool in pools:
