@@ -11,7 +11,7 @@ from tests.lab.load import Load
 from tests.lab.waiting import wait_until
 
 _log = logging.getLogger("lab")
-JOIN_S_MAX = 150
+JOIN_S_MAX = 240
 BURST_S_MAX = 180
 HOME_S_MAX = 150
 
