@@ -93,9 +93,17 @@ def resolve_cluster(cluster_file: Path, *, port_offset: int) -> tuple[Path, Clus
     return derived, load_cluster_file(derived)
 
 
-def open_board(settings: ClusterSettings, head_ip: str) -> Blackboard:
-    """Return the cluster's board; Ray's client finds the token through the environment only."""
+def use_token(settings: ClusterSettings) -> None:
+    """Let Ray's client in this process find the cluster's token.
+
+    It looks in the environment only, and only when Ray is imported: call this before.
+    """
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(_token_file(settings))}
+
+
+def open_board(settings: ClusterSettings, head_ip: str) -> Blackboard:
+    """Return the cluster's board."""
+    use_token(settings)
     return Blackboard.from_address(f"{head_ip}:{_ports(settings).gcs}", timeout_s=5.0)
 
 

@@ -173,9 +173,10 @@ def _ask_control_store(
     if not _is_open(address):
         notes.append(f"the head doesn't answer on {address}, so its reasons aren't shown")
         return None
+    # Ray looks for the token when it is imported, and only in the environment.
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     from ray.exceptions import RayError  # noqa: PLC0415 - `tidegate --help` needs no Ray
 
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     try:
         return Blackboard.from_address(address, timeout_s=_HEAD_S_MAX).get_decision()
     except (RayError, OSError, RuntimeError) as error:

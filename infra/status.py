@@ -12,7 +12,7 @@ from cluster.config import ClusterSettings, parse_provider_section, read_cluster
 from cluster.ledger import Ledger
 from cluster.store_place import find_place
 from deployments.signals import decode_signals
-from infra.embedded import open_board
+from infra.embedded import open_board, use_token
 from infra.head_link import fetch_report, find_head_host
 from infra.ledger_facts import describe_ledger
 from infra.observe import ClusterSilent, ClusterView, drop_old, list_cloud_sites
@@ -60,6 +60,7 @@ def read_status(cluster_file: Path, settings: ClusterSettings) -> Status:
 
 def _read_board(settings: ClusterSettings, address: str, facts: Mapping[str, Any]) -> Status:
     """Return what the board says beside the ledger's facts; an error if the head is silent."""
+    use_token(settings)
     from ray.exceptions import RayError  # noqa: PLC0415 - `tidegate --help` needs no Ray
 
     cloud_sites = list_cloud_sites(settings)
