@@ -21,6 +21,10 @@ mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
 mount --bind dev/pts/ptmx dev/ptmx
 mount -t tmpfs -o mode=1777 tmpfs tmp
 mount -t tmpfs -o mode=755 tmpfs run
+# Python's environment may lie in a folder hidden just now, or on another file system than the root.
+mkdir -p "$folder/venv/upper" "$folder/venv/work" ".$LAB_VENV"
+mount -t overlay overlay \
+    -o "lowerdir=$LAB_VENV,upperdir=$folder/venv/upper,workdir=$folder/venv/work" ".$LAB_VENV"
 pivot_root . mnt
 umount -l /mnt
 
