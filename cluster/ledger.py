@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Row, select
 from sqlalchemy.orm import Session
 
 from cluster.budget import SpendNow
-from cluster.errors import NodeNotFoundError, StateError
+from cluster.errors import NodeNotFoundError, NotLeaderError, StateError
 from cluster.ledger_boot import BootStages, write_boot_stage
 from cluster.ledger_leases import Leases, check_fence
 from cluster.ledger_sites import SiteNotes
@@ -103,6 +103,8 @@ class Ledger(SiteNotes, BootStages, Spend, Leases):
                 for intent in intents:
                     session.add(_to_row(intent, owner=owner, now_s=now_s, fence=fence))
                     write_boot_stage(session, intent.node_id, BootStage.INTENDED, now_s)
+        except NotLeaderError:
+            raise
         except StateError:
             # The line may have gone after the commit: an intent that is written and that nobody
             # launches would hold money and room for as long as its owner lives.

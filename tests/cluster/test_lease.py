@@ -84,6 +84,12 @@ def test_a_silent_holder_loses_the_lease_and_learns_it_when_it_wakes(ledger: Led
     assert [node.fence for node in ledger.list_open()] == [2]
 
 
+def test_a_stale_token_is_refused_even_when_there_is_nothing_to_launch(ledger: Ledger) -> None:
+    Lease(ledger, "second").try_acquire()
+    with pytest.raises(NotLeaderError):
+        ledger.open_intents([], owner="first", check=accept, fence=0)
+
+
 def test_a_stale_token_ends_no_node_either(ledger: Ledger) -> None:
     ledger.open_intents([INTENT], owner="first", check=accept)
     Lease(ledger, "second").try_acquire()

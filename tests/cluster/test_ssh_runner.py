@@ -203,7 +203,7 @@ def test_an_interrupted_person_leaves_no_ssh_and_no_command_behind(rig: Rig) -> 
     person = _start_person(rig, 'run("sleep 600.25", exit_on_fail=True)')
     _wait(lambda: _count_commands(b"sleep\x00600.25") == 1)
     person.send_signal(2)
-    person.wait(10)
+    person.wait(30)
     _wait(lambda: _count_commands(b"600.25") == 0)
 
 
@@ -218,7 +218,7 @@ def test_a_port_of_the_node_is_forwarded_until_the_person_interrupts(rig: Rig) -
         person = _start_person(rig, call)
         _wait(lambda: _connects(local))
         person.send_signal(2)
-        person.wait(10)
+        person.wait(30)
         _wait(lambda: not _connects(local))
 
 
@@ -260,7 +260,7 @@ def _end_shared_connection(target: SshTarget) -> None:
 
 
 def _wait(is_so: Any) -> None:
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 30
     while not is_so():
         assert time.monotonic() < deadline_s, "it never became so"
         time.sleep(0.05)
