@@ -8,6 +8,11 @@ WHEEL_DIR ?= $(HOME)/.tidegate/wheel
 # PyTorch's CPU wheel: from a folder of wheels if pip is told of one, else from PyTorch's CPU index.
 TORCH_SOURCE := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 
+# Runs the tests with a mark; those that fail run once more, alone, and both results are printed.
+run-tests = $(BIN)/pytest -m "$(1)" $(2) || { \
+	  echo "The tests above that failed run once more, alone."; \
+	  $(BIN)/pytest -m "$(1)" --last-failed --last-failed-no-failures none; }
+
 .PHONY: help setup serve demo lab lab-long test unit check lock wheel clean
 
 help: ## list the targets
@@ -39,10 +44,8 @@ lab-long: setup ## the lab's tests of many minutes: long WAN cuts, repeats (root
 
 test: setup ## all tests, real Ray and one real vLLM engine included; ARGS="-k words" for some
 ifeq ($(ARGS),)
-	@$(BIN)/pytest -m "not ray and not vllm and not lab" -n auto -q
-	@$(BIN)/pytest -m "(ray or vllm or lab) and not lab_long" --durations=15 || { \
-	  echo "The tests above that failed run once more, alone."; \
-	  $(BIN)/pytest -m "(ray or vllm or lab) and not lab_long" --last-failed --last-failed-no-failures none; }
+	@$(call run-tests,not ray and not vllm and not lab,-n auto -q)
+	@$(call run-tests,(ray or vllm or lab) and not lab_long,--durations=15)
 else
 	@$(BIN)/pytest $(ARGS)
 endif
