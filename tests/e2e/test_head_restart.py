@@ -77,7 +77,7 @@ def write_serve_file(folder: Path) -> Path:
 
 
 def find_gateway(state_dir: Path) -> str:
-    """Return where the gateway away from the head listens: Serve chose the port and told HAProxy."""
+    """Return where the gateway off the head listens: Serve chose the port and told HAProxy."""
     (config,) = state_dir.rglob("haproxy.cfg")
     address = re.search(
         r"server SERVE_REPLICA_gateway-\S+ (127\.0\.1\.[2-9]:\d+) ", config.read_text()
