@@ -23,13 +23,17 @@ _COUNT_MAX = 1_000_000
 class Observed:
     """What the blackboard and the scheduler say, before it is judged.
 
-    `blocked_sites` says, by site, why the scheduler can give it no node now.
+    `blocked_sites` says, by site, why the scheduler can give it no node now. `cold_starts_s` is the
+    learned time from asking for a node to its first answer, and `losses_per_hour` how often a node
+    is taken away, both by node type; types without a figure of their own are absent.
     """
 
     signals: Sequence[GatewaySignals] = ()
     requested: Targets | None = None
     offers: Sequence[Offer] = ()
     blocked_sites: Mapping[str, str] = field(default_factory=dict)
+    cold_starts_s: Mapping[str, float] = field(default_factory=dict)
+    losses_per_hour: Mapping[str, float] = field(default_factory=dict)
     memory: Mapping[str, ModelMemory] = field(default_factory=dict)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from autoscaling.guard import market_rank
+from autoscaling.history import DemandHistory
 from autoscaling.stability import ModelMemory
 from cluster.model import Market
 
@@ -39,6 +40,9 @@ class PoolView:
     """A pool as observed. `requested` is what Serve was last told, None = nothing yet.
 
     `blocked` says why the scheduler can give it no further node now, None = nothing is known.
+    `rps` is what one replica sustains within the objective, in requests a second of this model's
+    lengths; `cold_start_s` the time from asking for a node to its first answer; None = not known
+    yet. `losses_per_hour` is how often a node of it is taken away.
     """
 
     name: str
@@ -53,6 +57,9 @@ class PoolView:
     streams: int = 0
     kv_use_ratio: float | None = None
     blocked: str | None = None
+    rps: float | None = None
+    cold_start_s: float | None = None
+    losses_per_hour: float = 0.0
 
     @property
     def is_owned(self) -> bool:
@@ -70,6 +77,7 @@ class ModelView:
     """A model as observed. `doubt` says why its signals can't be trusted, None = they can.
 
     `waiting` counts all waiting requests, `waiting_may_burst` those that may leave owned sites.
+    `ttft_s_max` is promised; a request answered later costs `usd_per_late_request`.
     """
 
     app: str
@@ -77,6 +85,9 @@ class ModelView:
     waiting: int = 0
     waiting_may_burst: int = 0
     doubt: str | None = None
+    history: DemandHistory = DemandHistory()
+    ttft_s_max: float = 2.0
+    usd_per_late_request: float = 0.005
 
 
 @dataclass(frozen=True, slots=True)

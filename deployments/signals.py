@@ -25,10 +25,31 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """What one pool has answered through one gateway since that started: only ever grows.
+
+    `hold_s` adds up how long slots were held, `ttft_s` the time from arrival to the first token,
+    `decode_s` the time of the `decode_tokens` that came after it.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    hold_s: float = 0.0
+    first_tokens: int = 0
+    ttft_s: float = 0.0
+    decode_tokens: int = 0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class PoolSignal:
     """One pool as one gateway sees it. `kv_use_ratio` None means unknown, which is not zero.
 
-    `ray_nodes` are the nodes its replicas run on, by Ray's ids in hexadecimal.
+    `ray_nodes` are the nodes its replicas run on, by Ray's ids in hexadecimal. `gpu_row` names the
+    row of the GPU table that tells its speed, None = only measurements can.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -46,6 +67,8 @@ class PoolSignal:
     streams_running: int
     kv_use_ratio: float | None = None
     ray_nodes: tuple[str, ...] = ()
+    gpu_row: str | None = None
+    served: Served = Served()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +76,8 @@ class ModelSignal:
     """The demand for one model at one gateway; `streams_running` counts this gateway's only.
 
     `waiting_may_burst` counts the waiting requests whose class and key allow a site not owned.
+    `arrived` and `arrived_may_burst` count what came since the gateway started, served or not.
+    The last three are the model's objective: what is promised, and what a late answer costs.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -65,6 +90,11 @@ class ModelSignal:
     waiting_may_burst: int
     oldest_wait_s: float
     pools: tuple[PoolSignal, ...] = ()
+    arrived: int = 0
+    arrived_may_burst: int = 0
+    ttft_s_max: float = 2.0
+    tpot_s_max: float = 0.1
+    usd_per_late_request: float = 0.005
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,11 @@ class PoolSpec(Strict):
         description="When a deploy changes its replicas: false = a replacement answers before an "
         "old one stops, which needs GPUs for one more in four; true = an old one stops first.",
     )
+    gpu_row: str | None = Field(
+        default=None,
+        description="Row of deployments/gpu_performance.yaml that tells one replica's speed; none "
+        "= the emulated engine's own, else only what is measured.",
+    )
     engine_args: dict[str, Any] = Field(
         default_factory=dict, description="Arguments of the engine, checked by the engine."
     )
@@ -72,6 +77,22 @@ class PoolSpec(Strict):
         return self
 
 
+class Objective(Strict):
+    """What each request to a model is promised, and what it costs when that isn't kept."""
+
+    ttft_s: Annotated[float, Field(gt=0)] = Field(
+        default=2.0, description="Seconds from arrival to the first token, waiting included."
+    )
+    tpot_s: Annotated[float, Field(gt=0)] = Field(
+        default=0.1, description="Seconds per token after the first, on average over an answer."
+    )
+    usd_per_late_request: Annotated[float, Field(ge=0)] = Field(
+        default=0.005,
+        description="What a late answer costs you, in dollars: the brain rents a node when the "
+        "late answers it would spare cost more than the node does.",
+    )
+
+
 class ModelSpec(Strict):
     """One model clients can name, with the pools that answer for it."""
 
@@ -83,6 +104,9 @@ class ModelSpec(Strict):
     )
     context_tokens: Annotated[int, Field(gt=0)] = Field(
         description="Longest prompt plus answer, in tokens."
+    )
+    objective: Objective = Field(
+        default=Objective(), description="What is promised, and what a late answer costs."
     )
     pools: Annotated[tuple[PoolSpec, ...], Field(min_length=1, strict=False)] = Field(
         description="Pools, at most one per site, accelerator and market."

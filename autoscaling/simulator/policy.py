@@ -31,7 +31,8 @@ class Signals:
     """Everything a policy may know. `arrivals` counts requests since the last observation.
 
     `gateway` is what a real gateway would have published, for policies that read production's
-    values; the rest is the same in other words.
+    values; the rest is the same in other words. `cold_starts_s` and `losses_per_hour` are by node
+    type and learned in the run, as `autoscaling.observation.Observed` has them.
     """
 
     now_s: float
@@ -43,6 +44,8 @@ class Signals:
     requested: Targets | None = None
     offers: tuple[Offer, ...] = ()
     blocked_sites: Mapping[str, str] = field(default_factory=dict)
+    cold_starts_s: Mapping[str, float] = field(default_factory=dict)
+    losses_per_hour: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@ class TidegatePolicy:
             requested=signals.requested,
             offers=signals.offers,
             blocked_sites=signals.blocked_sites,
+            cold_starts_s=signals.cold_starts_s,
+            losses_per_hour=signals.losses_per_hour,
             memory=self._memory,
         )
         snapshot = build_snapshot(
