@@ -7,22 +7,37 @@ and `autoscaling.monitor` carry the `Decision` to the blackboard, the log and pe
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Literal
 
 from autoscaling.guard import market_rank
 from autoscaling.history import DemandHistory
 from autoscaling.stability import ModelMemory
 from cluster.model import Market
 
+BRAIN_PARTS = ("forecast", "break-even", "capacity", "mix", "cold-start", "correction")
+"""What can be ablated.
+
+forecast: only the last bins count, no rise, no recurrence; break-even: any late request is worth a
+node; capacity: waiting requests and slots instead of work; mix: node types in tier order only;
+cold-start: the default instead of what was learned; correction: the table instead of measurements.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class BurstPolicy:
-    """Thresholds and delays. All but the last two are the cluster file's `provider.burst`.
+    """Thresholds and delays. All but the last three are the cluster file's `provider.burst`.
 
+    `load_ratio_max`: the share of a replica's sustained rate that is planned with.
     `starting_s_max`: how long a replica that was asked for counts as capacity on its way.
     `slack_ratio_max`: cheaper pools filled no more than this leave room to lower a dearer one.
     `route_stop_s`: from telling gateways to stop routing to lowering the number to zero.
+    `ablated`: parts that are switched off to see what they are worth, of `BRAIN_PARTS`.
     """
 
+    mode: Literal["act", "shadow"] = "act"
+    history_s: float = 1800.0
+    cold_start_s: float = 180.0
+    load_ratio_max: float = 0.9
     waiting_per_replica_up: int = 1
     up_after_s: float = 2.0
     down_after_s: float = 20.0
@@ -33,6 +48,7 @@ class BurstPolicy:
     slack_ratio_max: float = 0.8
     route_stop_s: float = 1.5
     check_s: float = 1.0
+    ablated: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +103,7 @@ class ModelView:
     doubt: str | None = None
     history: DemandHistory = DemandHistory()
     ttft_s_max: float = 2.0
-    usd_per_late_request: float = 0.005
+    usd_per_late_request: float = 0.01
 
 
 @dataclass(frozen=True, slots=True)

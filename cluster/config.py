@@ -71,10 +71,29 @@ class Limits(Strict):
 
 
 class BurstSettings(Strict):
-    """Settings of the first brain, `autoscaling.replicas`."""
+    """Settings of the brain, `autoscaling.replicas`."""
 
+    mode: Literal["act", "shadow"] = Field(
+        default="act",
+        description="act = decisions are carried out; shadow = those that cost money are only "
+        "recorded, and status says what would have happened",
+    )
+    history_s: Annotated[float, Field(ge=60, le=86_400)] = Field(
+        default=1800.0, description="seconds of past arrivals that decisions rest on"
+    )
+    cold_start_s: Annotated[float, Field(gt=0)] = Field(
+        default=180.0,
+        description="seconds from asking for a node to its first answer, until it is learned",
+    )
+    load_ratio_max: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.9,
+        description="share (0-1) of a replica's sustained rate that is planned with; the rest "
+        "is room for lengths and arrivals that vary",
+    )
     waiting_per_replica_up: Annotated[int, Field(ge=1)] = Field(
-        default=1, description="waiting requests per replica that call for one more"
+        default=1,
+        description="waiting requests per replica that call for one more while its speed is "
+        "unknown",
     )
     up_after_s: Annotated[float, Field(ge=0)] = Field(
         default=2.0, description="seconds the call for more must last"

@@ -94,7 +94,7 @@ class ModelSignal:
     arrived_may_burst: int = 0
     ttft_s_max: float = 2.0
     tpot_s_max: float = 0.1
-    usd_per_late_request: float = 0.005
+    usd_per_late_request: float = 0.01
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ class Objective(Strict):
         default=0.1, description="Seconds per token after the first, on average over an answer."
     )
     usd_per_late_request: Annotated[float, Field(ge=0)] = Field(
-        default=0.005,
+        default=0.01,
         description="What a late answer costs you, in dollars: the brain rents a node when the "
         "late answers it would spare cost more than the node does.",
     )
