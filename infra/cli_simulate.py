@@ -11,7 +11,7 @@ import typer
 
 from autoscaling.peers.registry import POLICY_NAMES, run_policy
 from autoscaling.simulator.generators import GENERATORS, Shape, generate
-from autoscaling.simulator.scenario import Scenario, Slo
+from autoscaling.simulator.scenario import Scenario
 from autoscaling.simulator.tally import Outcome
 from autoscaling.simulator.traces import RateReading, read_trace
 from autoscaling.simulator.traffic import (
@@ -87,8 +87,14 @@ def simulate(  # noqa: PLR0913, PLR0917 - every option of the command line
     spot_heavy: Annotated[  # noqa: FBT002 - a flag of the command line
         bool, typer.Option("--spot-heavy", help="Spot is often sold out, and lost hourly.")
     ] = False,
-    slo_ttft: Annotated[float, typer.Option(help="Promised seconds to the first token.")] = 2.0,
-    slo_tpot: Annotated[float, typer.Option(help="Promised seconds per token after it.")] = 0.1,
+    slo_ttft: Annotated[
+        float | None,
+        typer.Option(help="Promised seconds to the first token; the serve file's otherwise."),
+    ] = None,
+    slo_tpot: Annotated[
+        float | None,
+        typer.Option(help="Promised seconds per token after it; the serve file's otherwise."),
+    ] = None,
     cluster_file: Annotated[
         Path, typer.Option("--cluster", help="Cluster file: nodes, prices, limits.")
     ] = CLUSTER_FILE,
@@ -110,7 +116,8 @@ def simulate(  # noqa: PLR0913, PLR0917 - every option of the command line
             serve_file=serve_file,
             model=model,
             rows=_read_rows(gpu or []),
-            slo=Slo(slo_ttft, slo_tpot),
+            slo_ttft_s=slo_ttft,
+            slo_tpot_s=slo_tpot,
             is_spot_heavy=spot_heavy,
         )
     )

@@ -12,11 +12,12 @@ from autoscaling.simulator.scenario import (
     Scenario,
     Slo,
     SpotMarket,
+    find_gpu_rows,
     find_performance,
 )
 from cluster.config import parse_cluster_config, read_cluster_file
 from cluster.errors import ConfigError
-from deployments.spec import ModelSpec
+from deployments.spec import ModelSpec, Objective
 from infra.serve_file import read_serve_file
 
 _HERE = Path(autoscaling.simulator.__file__).parent
@@ -28,13 +29,17 @@ _IDLE_MINUTES = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What a person chose. `rows` names GPU table rows by accelerator."""
+    """What a person chose. `rows` names GPU table rows by accelerator.
+
+    `slo_ttft_s` and `slo_tpot_s` None = as the model's objective in the serve file says.
+    """
 
     cluster_file: Path = CLUSTER_FILE
     serve_file: Path = SERVE_FILE
     model: str | None = None
     rows: Mapping[str, str] = field(default_factory=dict)
-    slo: Slo = field(default_factory=Slo)
+    slo_ttft_s: float | None = None
+    slo_tpot_s: float | None = None
     is_spot_heavy: bool = False
     is_interfering: bool = True
     wan_s: float = 0.03
@@ -51,21 +56,31 @@ def read_scenario(choices: Choices) -> Scenario:
     settings = parse_cluster_config(raw, file=str(choices.cluster_file))
     serve_file = read_serve_file(choices.serve_file, port=8000, keys_file=Path("unused"))
     model = _find_model(serve_file.gateway.models, choices.model)
+    gpu_rows = find_gpu_rows(model, choices.rows)
     usual_s = 60 * float(raw.get("idle_timeout_minutes", _IDLE_MINUTES))
     return Scenario(
         model=model,
-        performance=find_performance(model, choices.rows, is_interfering=choices.is_interfering),
+        performance=find_performance(gpu_rows, is_interfering=choices.is_interfering),
+        gpu_rows=gpu_rows,
         settings=settings,
         idle_s={
             name: float(kind.get("idle_timeout_s") or usual_s)
             for name, kind in raw["available_node_types"].items()
         },
         queue=serve_file.gateway.limits.to_queue_limits(),
-        slo=choices.slo,
+        slo=_find_slo(model.objective, choices),
         spot=SPOT_HEAVY if choices.is_spot_heavy else SpotMarket(),
         wan_s=choices.wan_s,
         owned_usd_per_gpu_hour=Decimal(str(choices.owned_usd_per_gpu_hour)),
         chunk_tokens=CHUNK_TOKENS if choices.is_interfering else None,
+    )
+
+
+def _find_slo(objective: Objective, choices: Choices) -> Slo:
+    ttft_s, tpot_s = choices.slo_ttft_s, choices.slo_tpot_s
+    return Slo(
+        ttft_s=objective.ttft_s if ttft_s is None else ttft_s,
+        tpot_s=objective.tpot_s if tpot_s is None else tpot_s,
     )
 
 

@@ -18,7 +18,7 @@ from autoscaling.simulator.machines import (
 )
 from autoscaling.simulator.policy import Wish
 from autoscaling.simulator.scenario import Scenario
-from autoscaling.simulator.tally import Tally
+from autoscaling.simulator.tally import PoolTally, Tally
 from autoscaling.simulator.traffic import build_random
 from deployments.pool_options import GRACEFUL_SHUTDOWN_S
 from deployments.routing import ReplicaLoad
@@ -47,6 +47,7 @@ class Fleet:
         self.pools = {pool.name: pool for pool in scenario.model.pools}
         self.machines: dict[str, Machine] = {}
         self.replicas: dict[str, Replica] = {}
+        self.served = {name: PoolTally() for name in self.pools}
 
     def begin(self) -> None:
         """Start each pool's minimum and have what owned nodes hold serve from the first second."""
@@ -143,6 +144,8 @@ class Fleet:
         if replica.id not in self.replicas or replica.is_draining or replica.is_ready or not pool:
             return
         replica.is_ready = True
+        if replica.machine is not None and replica.machine.serving_s is None and self._clock.now_s:
+            replica.machine.serving_s = self._clock.now_s
         replica.engine = EngineModel(
             self._scenario.performance[pool.name],
             slots=pool.slots,
@@ -194,6 +197,7 @@ class Fleet:
             self.gateway.release(replica_id)
             return
         replica.live[live.work] = live
+        live.submitted_s = now_s
         engine.submit(live.work, now_s)
         self._wake(replica, engine)
 
@@ -221,7 +225,7 @@ class Fleet:
         for milestone in milestones:
             live = replica.live[milestone.work]
             if milestone.is_first:
-                live.first_s = now_s
+                self._note_first(replica, live, now_s)
             if milestone.is_last:
                 is_over = True
                 del replica.live[milestone.work]
@@ -229,13 +233,31 @@ class Fleet:
                 self.gateway.release(replica.id)
         return is_over
 
+    def _note_first(self, replica: Replica, live: Live, now_s: float) -> None:
+        live.first_s = now_s
+        served, way_s = self._find_served(replica)
+        served.first_tokens += 1
+        served.ttft_s += now_s - live.request.arrival_s + way_s
+
     def _complete(self, replica: Replica, live: Live, now_s: float) -> None:
+        request = live.request
         first_s = live.first_s if live.first_s is not None else now_s
-        is_far = replica.pool is not None and not replica.pool.owned
-        way_s = self._scenario.wan_s if is_far else 0.0
-        steps = live.request.output_tokens - 1
+        served, way_s = self._find_served(replica)
+        steps = request.output_tokens - 1
+        served.requests += 1
+        served.prompt_tokens += request.prompt_tokens
+        served.output_tokens += request.output_tokens
+        served.hold_s += now_s - live.submitted_s + way_s
+        served.decode_tokens += steps
+        served.decode_s += now_s - first_s
         tpot_s = (now_s - first_s) / steps if steps > 0 else 0.0
-        self._tally.complete(first_s - live.request.arrival_s + way_s, tpot_s)
+        self._tally.complete(first_s - request.arrival_s + way_s, tpot_s)
+
+    def _find_served(self, replica: Replica) -> tuple[PoolTally, float]:
+        """Return where a replica's answers are counted, and its round trip from the gateway."""
+        pool = replica.pool
+        assert pool is not None  # noqa: S101 - a replica that serves has its node's pool
+        return self.served[pool.name], 0.0 if pool.owned else self._scenario.wan_s
 
     def count_live(self) -> int:
         """How many requests are in an engine."""

@@ -34,6 +34,7 @@ class Live:
     request: TraceRequest
     ticket: Ticket
     work: Work
+    submitted_s: float = 0.0
     first_s: float | None = None
 
 
@@ -55,12 +56,14 @@ class Gateway:
         self._is_dispatching = False
         self._is_changed = False
         self.arrivals = 0
+        self.arrivals_may_burst = 0
 
     def arrive(self, request: TraceRequest) -> None:
         """Take in a request: it gets a slot, waits, or is refused."""
         self.arrivals += 1
         self._tally.arrived += 1
         clearance = _CLEARANCES[request.is_restricted]
+        self.arrivals_may_burst += clearance.may_leave_owned
         ticket = Ticket(self.arrivals, clearance.may_leave_owned)
         if self._waiting and is_lane_full(self._tickets.values(), ticket, self._limits):
             self._tally.rejected += 1

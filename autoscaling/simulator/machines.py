@@ -16,7 +16,8 @@ from deployments.spec import PoolSpec
 class Machine:
     """One node from its request to its end. Times in s; None = not yet.
 
-    `is_leaving`: it has a notice, takes no more work and is gone soon.
+    `serving_s` is when its first replica began to answer, None too for what was there from the
+    start. `is_leaving`: it has a notice, takes no more work and is gone soon.
     """
 
     id: str
@@ -24,9 +25,11 @@ class Machine:
     requested_s: float
     free: dict[str, float]
     joined_s: float | None = None
+    serving_s: float | None = None
     ended_s: float | None = None
     idle_since_s: float | None = None
     is_leaving: bool = False
+    is_lost: bool = False
     replicas: list["Replica"] = field(default_factory=list)
 
     @property

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from functools import partial
 
+from autoscaling import node_history
 from autoscaling.guard import Held, Limits, Offer
 from autoscaling.placement import Situation
 from autoscaling.releases import Resident, decide_releases
@@ -25,6 +26,9 @@ EPOCH_S = 1_700_006_400.0
 _SOLD_OUT_S = 180.0
 _GPU = "GPU"
 
+_LEARN_S = 10.0
+"""How old what the nodes teach may be: it changes by the minute, and is asked for every second."""
+
 
 class NodeLife:
     """All nodes of a cluster file, and the scheduler tick that asks for them."""
@@ -43,6 +47,8 @@ class NodeLife:
         self._held_until_s: dict[str, float] = {}
         self._machines: list[Machine] = []
         self._made = 0
+        self._figures = node_history.NodeFigures()
+        self._learned_s = -math.inf
         self.placed = Placed()
 
     def begin(self) -> None:
@@ -87,6 +93,18 @@ class NodeLife:
             )
             for kind in self._settings.node_types.values()
         )
+
+    def learn(self) -> node_history.NodeFigures:
+        """Return what the nodes so far teach of cold starts and losses, as production learns it."""
+        now_s = self._clock.now_s
+        if now_s - self._learned_s >= _LEARN_S:
+            self._learned_s = now_s
+            self._figures = node_history.learn_from_nodes(
+                [_as_life(machine) for machine in self._machines],
+                {kind.name: kind.market for kind in self._settings.node_types.values()},
+                now_s=now_s,
+            )
+        return self._figures
 
     def sum_spent(self, until_s: float) -> Spent:
         """Return what all nodes cost from the start to `until_s`."""
@@ -181,6 +199,7 @@ class NodeLife:
     def _lose(self, machine: Machine) -> None:
         if machine.ended_s is None:
             self._tally.lost_nodes += 1
+            machine.is_lost = True
             self._end(machine)
             self._fleet.lose_machine(machine)
 
@@ -229,6 +248,17 @@ class NodeLife:
                 is_needed=machine.id in self.placed.used_nodes,
                 launched_s=machine.requested_s,
             )
+
+
+def _as_life(machine: Machine) -> node_history.NodeLife:
+    return node_history.NodeLife(
+        node_type=machine.kind.name,
+        asked_s=machine.requested_s,
+        joined_s=machine.joined_s,
+        serving_s=machine.serving_s,
+        ended_s=machine.ended_s,
+        is_lost=machine.is_lost,
+    )
 
 
 def _charge(machine: Machine) -> Charge:

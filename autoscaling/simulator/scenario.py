@@ -63,13 +63,15 @@ SPOT_HEAVY = SpotMarket(losses_per_hour=1.0, sold_out_ratio=0.25)
 class Scenario:
     """Everything that one run may know besides its traffic, its policy and its seed.
 
-    `performance` is each pool's replica. `idle_s` is how long a node of a type may idle.
+    `performance` is each pool's replica, `gpu_rows` the row of the GPU table it is made of.
+    `idle_s` is how long a node of a type may idle.
     `wan_s` is added to a request's way to a site that isn't owned, there and back.
     `owned_usd_per_gpu_hour` is what an owned GPU is said to cost, used or not.
     """
 
     model: ModelSpec
     performance: Mapping[str, Performance]
+    gpu_rows: Mapping[str, str]
     settings: ClusterSettings
     idle_s: Mapping[str, float]
     queue: QueueLimits = field(default_factory=QueueLimits)
@@ -83,17 +85,21 @@ class Scenario:
     settle_s: float = 900.0
 
 
-def find_performance(
-    model: ModelSpec, rows: Mapping[str, str], *, is_interfering: bool
-) -> dict[str, Performance]:
-    """Return each pool's speed. `rows` names table rows by accelerator, where it isn't evident.
+def find_gpu_rows(model: ModelSpec, rows: Mapping[str, str]) -> dict[str, str]:
+    """Return each pool's row of the GPU table. `rows` names them by accelerator and goes first.
 
     Raises:
         ConfigError: a pool's row isn't known; what to type is said.
     """
+    return {pool.name: _find_row_name(pool, rows) for pool in model.pools}
+
+
+def find_performance(
+    gpu_rows: Mapping[str, str], *, is_interfering: bool
+) -> dict[str, Performance]:
+    """Return each pool's speed, from its row; what interference adds itself is taken out."""
     found: dict[str, Performance] = {}
-    for pool in model.pools:
-        name = _find_row_name(pool, rows)
+    for pool, name in gpu_rows.items():
         performance = find_row(name).to_performance()
         if is_interfering:
             performance = split_slope(
@@ -101,15 +107,15 @@ def find_performance(
                 prompt_tokens=_FIT_PROMPT_TOKENS,
                 output_tokens=_FIT_OUTPUT_TOKENS_BY_ROW.get(name, _FIT_OUTPUT_TOKENS),
             )
-        found[pool.name] = performance
+        found[pool] = performance
     return found
 
 
 def _find_row_name(pool: PoolSpec, rows: Mapping[str, str]) -> str:
-    """Return the row given for its accelerator, the emulated engine's, or the one of its name."""
+    """Return the row given for its accelerator, the pool's own, or the one of its name."""
     known = load_rows()
     emulated = pool.engine_args.get("gpu") if pool.engine == "emulated" else None
-    name = rows.get(pool.accelerator) or emulated or f"{pool.accelerator}-8b"
+    name = rows.get(pool.accelerator) or pool.gpu_row or emulated or f"{pool.accelerator}-8b"
     if name not in known:
         raise ConfigError(
             f"pool {pool.name} must have a row in the GPU table; there is no {name!r}. "

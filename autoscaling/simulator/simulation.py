@@ -103,6 +103,7 @@ class Simulation:
         may_leave, must_stay = gateway.count_waiting()
         offers = self.nodes.list_offers()
         planned = self.fleet.planned()
+        learned = self.nodes.learn()
         pools = [self._describe(pool) for pool in self.fleet.pools.values()]
         report = ModelSignal(
             model=self._scenario.model.name,
@@ -113,6 +114,11 @@ class Simulation:
             waiting_may_burst=may_leave,
             oldest_wait_s=gateway.oldest_wait_s(),
             pools=tuple(pools),
+            arrived=gateway.arrivals,
+            arrived_may_burst=gateway.arrivals_may_burst,
+            ttft_s_max=self._scenario.slo.ttft_s,
+            tpot_s_max=self._scenario.slo.tpot_s,
+            usd_per_late_request=self._scenario.model.objective.usd_per_late_request,
         )
         arrivals = gateway.arrivals - self._arrivals_seen
         self._arrivals_seen = gateway.arrivals
@@ -136,6 +142,8 @@ class Simulation:
             requested=self._requested,
             offers=offers,
             blocked_sites=self.nodes.placed.blocked_sites,
+            cold_starts_s=learned.cold_starts_s,
+            losses_per_hour=learned.losses_per_hour,
         )
 
     def _describe(self, pool: PoolSpec) -> PoolSignal:
@@ -158,6 +166,8 @@ class Simulation:
             replicas_running=len(ready),
             streams_running=sum(len(one.live) for one in ready),
             kv_use_ratio=sum(ratios) / len(ratios) if ratios else None,
+            gpu_row=self._scenario.gpu_rows[pool.name],
+            served=self.fleet.served[pool.name].as_served(),
         )
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autoscaling.simulator.scenario import Slo
+from deployments.signals import Served
 
 _PERCENT = 100
 
@@ -37,6 +38,33 @@ class Tally:
         self.ttft_s.append(ttft_s)
         self.tpot_s.append(tpot_s)
         self.within_slo += ttft_s <= self.slo.ttft_s and tpot_s <= self.slo.tpot_s
+
+
+@dataclass(slots=True)
+class PoolTally:
+    """What one pool has answered, counted as gateways count it: `deployments.signals.Served`."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    hold_s: float = 0.0
+    first_tokens: int = 0
+    ttft_s: float = 0.0
+    decode_tokens: int = 0
+    decode_s: float = 0.0
+
+    def as_served(self) -> Served:
+        """The counts as a gateway would report them now."""
+        return Served(
+            requests=self.requests,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
+            hold_s=self.hold_s,
+            first_tokens=self.first_tokens,
+            ttft_s=self.ttft_s,
+            decode_tokens=self.decode_tokens,
+            decode_s=self.decode_s,
+        )
 
 
 @dataclass(frozen=True, slots=True)

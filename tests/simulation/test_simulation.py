@@ -80,6 +80,63 @@ def test_the_same_seed_gives_the_same_figures_and_another_does_not(
     assert run(1) != run(2)
 
 
+class _Listening(TidegatePolicy):
+    """Keeps everything that was observed."""
+
+    def __init__(self, policy: BurstPolicy) -> None:
+        super().__init__(policy)
+        self.heard: list[Signals] = []
+
+    def observe(self, signals: Signals) -> Wish:
+        self.heard.append(signals)
+        return super().observe(signals)
+
+
+def test_the_gateway_counts_what_came_and_what_each_pool_answered(
+    scenario: Scenario, make_traffic: MakeTraffic
+) -> None:
+    """Steady traffic that ends early: the last report, of an idle system, holds all of it."""
+    shape = {"mean_rps": 4.0, "duration_s": 60.0}
+    traffic = mark_restricted(make_traffic("steady", **shape), 0.3, seed=1)
+    quiet = replace(traffic, duration_s=120.0)
+    policy = _Listening(EAGER)
+    run = Simulation(quiet, scenario, policy, seed=1)
+    found = run.run()
+    models = [signals.gateway.models[0] for signals in policy.heard]
+    last = models[-1]
+    assert last.arrived == len(traffic.requests)
+    assert last.arrived_may_burst == sum(not one.is_restricted for one in traffic.requests)
+    served = [pool.served for pool in last.pools]
+    assert sum(one.requests for one in served) == found.completed
+    assert sum(one.first_tokens for one in served) == found.completed
+    assert sum(one.ttft_s for one in served) == pytest.approx(sum(run.tally.ttft_s))
+    assert found.completed == len(traffic.requests)
+    assert sum(one.output_tokens for one in served) == sum(
+        one.output_tokens for one in traffic.requests
+    )
+    assert all(pool.gpu_row in {"a100-80-8b", "l40s-8b"} for pool in last.pools)
+    arrived = [model.arrived for model in models]
+    assert arrived == sorted(arrived)
+
+
+def test_the_policy_learns_cold_starts_and_losses_from_the_nodes_of_the_run(
+    scenario: Scenario, make_traffic: MakeTraffic
+) -> None:
+    """A node takes 26 s in the median from its request to serving, and a tick of 4 s at most.
+
+    Boot stages of 1, 5, 3 and 7 s, then 2 s of weights and 8 s of engine, within three spreads of
+    15 %. Of 60 losses an hour for each node, at least a fifth must have been seen after 200 s.
+    """
+    spot = replace(SPOT_HEAVY, losses_per_hour=60.0, notice_s=5.0, sold_out_ratio=0.0)
+    traffic = make_traffic("steady", mean_rps=20.0, duration_s=200.0)
+    policy = _Listening(EAGER)
+    Simulation(traffic, replace(scenario, spot=spot), policy, seed=1).run()
+    assert "cloud_spot" not in policy.heard[0].cold_starts_s
+    last = policy.heard[-1]
+    assert 26 * 0.55 < last.cold_starts_s["cloud_spot"] < 26 * 1.45 + 4
+    assert last.losses_per_hour["cloud_spot"] > policy.heard[0].losses_per_hour["cloud_spot"]
+
+
 class _Watching(TidegatePolicy):
     """Fails the run when a cloud node is asked for while an owned one has room for what waits."""
 
