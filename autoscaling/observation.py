@@ -5,8 +5,9 @@ signals are absent, stale or absurd is passed on with a doubt, never with invent
 next: `autoscaling.replicas`.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 
 from autoscaling.guard import Offer
@@ -17,6 +18,8 @@ from deployments.signals import GatewaySignals, ModelSignal, PoolSignal, Targets
 
 _MARKETS: tuple[Market, ...] = ("owned", "reserved", "spot", "on_demand")
 _COUNT_MAX = 1_000_000
+# A thousand requests a second for thirty years: no counter of a gateway comes near it.
+_COUNTER_MAX = 1e15
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,29 @@ def find_absurdity(model: ModelSignal) -> str | None:
         return f"a count is negative or above {_COUNT_MAX}"
     if model.waiting_may_burst > sum(waiting):
         return f"{model.waiting_may_burst} of {sum(waiting)} waiting requests may burst"
+    return _find_absurd_counter(model) or _find_absurd_objective(model)
+
+
+def _find_absurd_counter(model: ModelSignal) -> str | None:
+    counters = {"arrived": model.arrived, "arrived_may_burst": model.arrived_may_burst}
+    for pool in model.pools:
+        counters |= {f"{name} of {pool.pool}": n for name, n in asdict(pool.served).items()}
+    for name, counter in counters.items():
+        # Written so that NaN fails too.
+        if not 0 <= counter <= _COUNTER_MAX:
+            return f"{name} is {counter:g}, which isn't within 0..{_COUNTER_MAX:g}"
+    if model.arrived_may_burst > model.arrived:
+        return f"{model.arrived_may_burst} of {model.arrived} requests that arrived may burst"
+    return None
+
+
+def _find_absurd_objective(model: ModelSignal) -> str | None:
+    promised_s = {"ttft_s_max": model.ttft_s_max, "tpot_s_max": model.tpot_s_max}
+    for name, limit_s in promised_s.items():
+        if not 0 < limit_s < math.inf:
+            return f"{name} is {limit_s:g}, which isn't a time"
+    if not 0 <= model.usd_per_late_request < math.inf:
+        return f"usd_per_late_request is {model.usd_per_late_request:g}, which isn't a price"
     return None
 
 

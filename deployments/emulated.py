@@ -18,7 +18,7 @@ from deployments.node import read_identity, read_node_address
 from deployments.pool_options import build_bundles, build_pool_options
 from deployments.replica_http import ReplicaServer
 from deployments.slots import SlotKeeper
-from deployments.spec import ModelSpec, PoolSpec, Strict
+from deployments.spec import EMULATED_GPU_ROW, ModelSpec, PoolSpec, Strict
 
 # Serve configures handlers for this logger and its children only.
 logger = logging.getLogger("ray.serve.tidegate.emulated")
@@ -30,7 +30,7 @@ class EmulatedArgs(Strict):
     """The `engine_args` of an emulated pool."""
 
     gpu: str = Field(
-        default="demo", description="Row of the GPU table that gives speed and memory."
+        default=EMULATED_GPU_ROW, description="Row of the GPU table that gives speed and memory."
     )
     answer_tokens: Annotated[int, Field(gt=0)] = Field(
         default=64, description="Length of an answer to a request that names no limit."

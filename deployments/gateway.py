@@ -41,7 +41,8 @@ from deployments.residency import (
     grant_permit,
     parse_data_class,
 )
-from deployments.signals import GatewaySignals, ModelSignal, PoolSignal
+from deployments.served_tally import ServedTally, Settled
+from deployments.signals import GatewaySignals, ModelSignal, PoolSignal, Served
 from deployments.spec import ModelSpec
 from deployments.sse import BrokenEventError, EventRelay, read_usage, render_event
 from deployments.upstream import Exchange, ReplicaFailedError, Upstream
@@ -83,6 +84,7 @@ class ModelDesk:
 
     spec: ModelSpec
     queue: ModelQueue
+    served: ServedTally = field(default_factory=ServedTally)
 
 
 @dataclass
@@ -97,6 +99,7 @@ class Record:
     slot: HeldSlot | None = None
     engine: str = ""
     tries: int = 0
+    is_stream: bool = False
     waited_s: float | None = None
     first_byte_s: float | None = None
     prompt_tokens: int | None = None
@@ -250,6 +253,8 @@ class Gateway:
 
     def settle(self, record: Record, outcome: str, *, status: int = 200) -> None:
         """Count a finished request and write its audit line."""
+        total_s = time.monotonic() - record.started_s
+        self._note_served(record, total_s)
         model = record.model or NOWHERE
         site = record.slot.address.site if record.slot else NOWHERE
         data_class = record.data_class.value if record.data_class else NOWHERE
@@ -269,7 +274,7 @@ class Gateway:
             "tries": record.tries,
             "waited_s": _rounded(record.waited_s),
             "first_byte_s": _rounded(record.first_byte_s),
-            "total_s": _rounded(time.monotonic() - record.started_s),
+            "total_s": _rounded(total_s),
             "prompt_tokens": record.prompt_tokens,
             "completion_tokens": record.completion_tokens,
         }
@@ -354,6 +359,7 @@ class Gateway:
         try:
             await _check_status(exchange)
             record.engine = exchange.engine
+            record.is_stream = request.stream
             rest = exchange.iterate()
             relay = EventRelay(wants_usage=request.wants_usage) if request.stream else None
             if relay is None:
@@ -368,10 +374,23 @@ class Gateway:
         self.metrics.ttft_s.labels(record.model, address.site).observe(record.first_byte_s)
         return _Begun(slot, exchange, first, relay, rest)
 
+    def _note_served(self, record: Record, total_s: float) -> None:
+        """Count a request that a replica began to answer, for the autoscaler."""
+        if record.model is None or record.slot is None or record.first_byte_s is None:
+            return
+        settled = Settled(
+            held_from_s=record.waited_s or 0.0,
+            ended_s=total_s,
+            first_token_s=record.first_byte_s if record.is_stream else None,
+            prompt_tokens=record.prompt_tokens,
+            output_tokens=record.completion_tokens,
+        )
+        self._desks[record.model].served.note(record.slot.address.pool, settled)
+
     def _signal_of(self, desk: ModelDesk) -> ModelSignal:
         waiting = desk.queue.list_waiting()
         counts = count_by_class(waiting)
-        name = desk.spec.name
+        name, objective = desk.spec.name, desk.spec.objective
         for data_class in DataClass:
             self.metrics.waiting.labels(name, data_class.value).set(counts.get(data_class, 0))
         oldest_s = min((waiter.arrived_s for waiter in waiting), default=None)
@@ -384,6 +403,11 @@ class Gateway:
             waiting_may_burst=sum(waiter.clearance.may_leave_owned for waiter in waiting),
             oldest_wait_s=0.0 if oldest_s is None else max(0.0, time.monotonic() - oldest_s),
             pools=tuple(self._pool_signal(desk, index) for index in range(len(desk.queue.pools))),
+            arrived=desk.queue.arrivals,
+            arrived_may_burst=desk.queue.arrivals_may_burst,
+            ttft_s_max=objective.ttft_s,
+            tpot_s_max=objective.tpot_s,
+            usd_per_late_request=objective.usd_per_late_request,
         )
 
     def _pool_signal(self, desk: ModelDesk, index: int) -> PoolSignal:
@@ -407,6 +431,8 @@ class Gateway:
             streams_running=streams,
             kv_use_ratio=sum(ratios) / len(ratios) if ratios else None,
             ray_nodes=tuple(sorted({one.ray_node for one in replicas if one.ray_node})),
+            gpu_row=spec.speed_row,
+            served=desk.served.by_pool.get(spec.name, Served()),
         )
 
 

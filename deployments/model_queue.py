@@ -76,7 +76,10 @@ class Waiter:
 
 
 class ModelQueue:
-    """See the module; `clock` is monotonic seconds. All calls come from one event loop."""
+    """See the module; `clock` is monotonic seconds. All calls come from one event loop.
+
+    `arrivals` counts what ever asked for a place, `arrivals_may_burst` what of it may go anywhere.
+    """
 
     def __init__(
         self,
@@ -95,7 +98,8 @@ class ModelQueue:
         self._suspect_until_s: dict[str, float] = {}
         self._mismatched: set[str] = set()
         self._closing: frozenset[str] = frozenset()
-        self._arrivals = 0
+        self.arrivals = 0
+        self.arrivals_may_burst = 0
         self._mean_hold_s: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._look: asyncio.Task[None] | None = None
@@ -103,9 +107,10 @@ class ModelQueue:
 
     def arrive(self, clearance: Clearance) -> Waiter:
         """Return a place in the order of arrival; nothing waits yet."""
-        self._arrivals += 1
+        self.arrivals += 1
+        self.arrivals_may_burst += clearance.may_leave_owned
         now_s = self._clock()
-        return Waiter(self._arrivals, clearance, now_s, now_s + self._limits.wait_s_max)
+        return Waiter(self.arrivals, clearance, now_s, now_s + self._limits.wait_s_max)
 
     async def wait_for_slot(self, waiter: Waiter) -> HeldSlot:
         """Return a slot once it is this waiter's turn; may be called again after a failed replica.

@@ -11,10 +11,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from deployments.gpu_performance import load_rows
+
 MODELS_DIR_VARIABLE = "TIDEGATE_MODELS_DIR"
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Market = Literal["owned", "reserved", "spot", "on_demand"]
+
+EMULATED_GPU_ROW = "demo"
+"""The row an emulated pool takes its speed from unless its engine_args name another."""
 
 
 class Strict(BaseModel):
@@ -62,8 +67,22 @@ class PoolSpec(Strict):
         """The pool's name, which is also its Serve deployment's name."""
         return f"{self.site}-{self.accelerator}-{self.market}"
 
+    @property
+    def speed_row(self) -> str | None:
+        """The row of the GPU table that tells its speed; None = only what is measured."""
+        if self.gpu_row is not None or self.engine != "emulated":
+            return self.gpu_row
+        # One that isn't in the table is refused where the replica is built, with the names there.
+        named = self.engine_args.get("gpu", EMULATED_GPU_ROW)
+        return next((row for row in load_rows() if row == named), None)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.gpu_row is not None and self.gpu_row not in load_rows():
+            raise ValueError(
+                f"pool {self.name}: gpu_row must be one of {', '.join(sorted(load_rows()))}; "
+                f"got {self.gpu_row}. Leave it out where no row fits."
+            )
         if self.min_replicas > self.max_replicas:
             raise ValueError(
                 f"pool {self.name}: min_replicas must be at most max_replicas; "

@@ -1,5 +1,6 @@
 """What the brain may know of what gateways report: sums, prices, and doubt instead of guesses."""
 
+import math
 from dataclasses import replace
 from decimal import Decimal
 
@@ -9,7 +10,7 @@ from autoscaling.guard import Offer
 from autoscaling.observation import Observed, build_snapshot, find_price
 from autoscaling.snapshot import ModelView
 from autoscaling.stability import ModelMemory, PoolMemory
-from deployments.signals import GatewaySignals, ModelSignal, PoolSignal, Targets
+from deployments.signals import GatewaySignals, ModelSignal, PoolSignal, Served, Targets
 
 POOL = PoolSignal(
     pool="cloud-l4-on_demand",
@@ -111,6 +112,35 @@ def test_silence_is_a_doubt_about_every_known_model(
 def test_absurd_signals_are_a_doubt_and_no_number_of_theirs_is_used(
     model: ModelSignal, doubt: str
 ) -> None:
+    assert look(report(model)) == (ModelView("smol", (), doubt=f"absurd signals: {doubt}"),)
+
+
+@pytest.mark.parametrize(
+    ("model", "doubt"),
+    [
+        (replace(MODEL, arrived=-1), "arrived is -1, which isn't within 0..1e+15"),
+        (replace(MODEL, arrived=3, arrived_may_burst=4), "4 of 3 requests that arrived may burst"),
+        (
+            replace(MODEL, pools=(replace(POOL, served=Served(hold_s=math.nan)),)),
+            "hold_s of cloud-l4-on_demand is nan, which isn't within 0..1e+15",
+        ),
+        (
+            replace(MODEL, pools=(replace(POOL, served=Served(output_tokens=10**16)),)),
+            "output_tokens of cloud-l4-on_demand is 1e+16, which isn't within 0..1e+15",
+        ),
+        (replace(MODEL, ttft_s_max=0.0), "ttft_s_max is 0, which isn't a time"),
+        (replace(MODEL, tpot_s_max=math.nan), "tpot_s_max is nan, which isn't a time"),
+        (
+            replace(MODEL, usd_per_late_request=math.inf),
+            "usd_per_late_request is inf, which isn't a price",
+        ),
+    ],
+    ids=["negative", "more than all", "nan", "huge", "no ttft", "nan tpot", "infinite price"],
+)
+def test_counters_and_objectives_that_cannot_be_true_are_a_doubt(
+    model: ModelSignal, doubt: str
+) -> None:
+    """The brain takes differences and ratios of them: one NaN would spoil what it learned."""
     assert look(report(model)) == (ModelView("smol", (), doubt=f"absurd signals: {doubt}"),)
 
 

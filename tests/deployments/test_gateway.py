@@ -19,8 +19,8 @@ from deployments.http_api import HttpApi
 from deployments.metrics import GatewayMetrics
 from deployments.model_queue import ModelQueue
 from deployments.residency import DataClass
-from deployments.signals import ModelSignal
-from deployments.spec import ModelSpec
+from deployments.signals import ModelSignal, Served
+from deployments.spec import ModelSpec, Objective
 from deployments.upstream import Upstream
 from tests.deployments.gateway_fakes import (
     FakePool,
@@ -113,7 +113,10 @@ async def world(
                     pool.add(f"{pool.spec.site}-{index}", address)
             limits = QueueLimits(waiting_max=4, wait_s_max=wait_s_max, look_again_after_s=0.01)
             spec = ModelSpec(
-                name="m", context_tokens=2048, pools=(onprem.spec, cloud.spec), weights=None
+                name="m",
+                context_tokens=2048,
+                objective=Objective(ttft_s=3.0, tpot_s=0.2, usd_per_late_request=0.25),
+                pools=(onprem.spec, cloud.spec),
             )
             upstream = await stack.enter_async_context(Upstream())
             gateway = Gateway(
@@ -408,6 +411,55 @@ async def test_no_prompt_and_no_key_is_logged(world: Any, caplog: pytest.LogCapt
     assert "secret words" not in caplog.text
     assert opened.keys["internal"] not in caplog.text
     assert '"outcome": "stream_broken"' in caplog.text
+
+
+async def test_signals_count_what_came_and_what_was_answered(world: Any) -> None:
+    """Three answers of 3 + 2 tokens, one of them whole; a refused key and a bad body don't count.
+
+    A stream tells when its first token came, so two of three have a TTFT, and one token after it.
+    """
+    opened = await world(owned=[ScriptedReplica()])
+    await opened.chat(stream=True)
+    await opened.chat(stream=True, key="home")
+    await opened.chat()
+    await opened.chat(key="other")
+    await opened.chat(nonsense=1)
+    model = opened.gateway.observe_signals(gateway="g", now_s=1.0).models[0]
+    assert (model.arrived, model.arrived_may_burst) == (3, 2)
+    served = model.pools[0].served
+    assert (served.requests, served.prompt_tokens, served.output_tokens) == (3, 9, 6)
+    assert (served.first_tokens, served.decode_tokens) == (2, 2)
+    assert served.hold_s >= served.decode_s > 0
+    assert served.ttft_s > 0
+    assert model.pools[1].served == Served()
+
+
+async def test_an_answer_that_broke_off_adds_no_lengths(world: Any) -> None:
+    """Its first token came, and is counted; how long it would have been, nobody knows."""
+    opened = await world(owned=[ScriptedReplica("cut")])
+    await opened.chat(stream=True)
+    model = opened.gateway.observe_signals(gateway="g", now_s=1.0).models[0]
+    served = model.pools[0].served
+    assert (model.arrived, served.requests, served.hold_s) == (1, 0, 0.0)
+    assert served.first_tokens == 1
+
+
+async def test_a_request_that_failed_over_counts_once_and_where_it_was_answered(world: Any) -> None:
+    """The owned replica fails, the cloud's answers: one arrival, one answer, at the cloud."""
+    opened = await world(owned=[ScriptedReplica("error")], paid=[ScriptedReplica()])
+    await opened.chat()
+    model = opened.gateway.observe_signals(gateway="g", now_s=1.0).models[0]
+    assert model.arrived == 1
+    assert [pool.served.requests for pool in model.pools] == [0, 1]
+
+
+async def test_signals_carry_the_objective_and_the_row_of_speed(world: Any) -> None:
+    """What the serve file says; an emulated pool is as fast as its row."""
+    opened = await world()
+    model = opened.gateway.observe_signals(gateway="g", now_s=1.0).models[0]
+    objective = (model.ttft_s_max, model.tpot_s_max, model.usd_per_late_request)
+    assert objective == (3.0, 0.2, 0.25)
+    assert [pool.gpu_row for pool in model.pools] == ["demo", "demo"]
 
 
 async def test_signals_tell_what_runs_and_what_waits(world: Any, onprem: FakePool) -> None:

@@ -52,6 +52,16 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+async def test_arrivals_count_everyone_who_asks_served_or_not(
+    queue: ModelQueue, onprem: FakePool
+) -> None:
+    """Four ask, two slots: the queue refuses two, and all four are demand."""
+    onprem.add("r")
+    asked = [request(), request(may_burst=False), RESTRICTED, request()]
+    await asyncio.gather(*(take(queue, one) for one in asked), return_exceptions=True)
+    assert (queue.arrivals, queue.arrivals_may_burst) == (4, 2)
+
+
 async def test_owned_slots_fill_before_the_cloud_is_used(
     queue: ModelQueue, onprem: FakePool, cloud: FakePool
 ) -> None:

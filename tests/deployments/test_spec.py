@@ -41,11 +41,29 @@ def test_a_pool_is_named_by_site_accelerator_and_market() -> None:
         ({"market": "spot"}, "`owned` exactly when owned is true"),
         ({"owned": False}, "`owned` exactly when owned is true"),
         ({"engine": "magic"}, "'vllm' or 'emulated'"),
+        ({"gpu_row": "h200-8b"}, "gpu_row must be one of .*; got h200-8b. Leave it out"),
     ],
 )
 def test_a_wrong_pool_is_refused_with_its_rule(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         ModelSpec.model_validate(entry(**change))
+
+
+@pytest.mark.parametrize(
+    ("change", "row"),
+    [
+        ({}, None),
+        ({"gpu_row": "l40s-8b"}, "l40s-8b"),
+        ({"engine": "emulated"}, "demo"),
+        ({"engine": "emulated", "engine_args": {"gpu": "slow"}}, "slow"),
+        ({"engine": "emulated", "engine_args": {"gpu": "slow"}, "gpu_row": "instant"}, "instant"),
+        ({"engine": "emulated", "engine_args": {"gpu": ["slow"]}}, None),
+    ],
+    ids=["vllm", "named", "emulated", "emulated row", "named goes first", "no name of a row"],
+)
+def test_a_pool_knows_which_row_tells_its_speed(change: dict[str, Any], row: str | None) -> None:
+    """An emulated engine is as fast as its row; of a real one nothing is assumed."""
+    assert ModelSpec.model_validate(entry(**change)).pools[0].speed_row == row
 
 
 def test_two_pools_of_one_name_are_refused() -> None:

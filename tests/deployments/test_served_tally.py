@@ -1,0 +1,44 @@
+"""What one settled request adds to a pool's counters."""
+
+from typing import Any
+
+import pytest
+
+from deployments.served_tally import ServedTally, Settled, add_settled
+from deployments.signals import Served
+
+# Held from 0.5 s on, first token at 1 s, the end at 3 s: 10 tokens, so 9 came after the first.
+STREAM = Settled(
+    held_from_s=0.5, ended_s=3.0, first_token_s=1.0, prompt_tokens=100, output_tokens=10
+)
+
+
+def settled(**changes: Any) -> Settled:
+    """The stream above, changed."""
+    fields = {name: getattr(STREAM, name) for name in Settled.__slots__}
+    return Settled(**(fields | changes))
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (STREAM, Served(1, 100, 10, 2.5, 1, 1.0, 9, 2.0)),
+        (settled(first_token_s=None), Served(1, 100, 10, 2.5)),
+        (settled(output_tokens=1), Served(1, 100, 1, 2.5, 1, 1.0)),
+        (settled(output_tokens=None), Served(first_tokens=1, ttft_s=1.0)),
+        (settled(output_tokens=10**9), Served(first_tokens=1, ttft_s=1.0)),
+        (settled(prompt_tokens=-3), Served(first_tokens=1, ttft_s=1.0)),
+    ],
+    ids=["stream", "sent whole", "one token", "broke off", "absurd length", "negative length"],
+)
+def test_a_request_adds_what_is_known_of_it(request_: Settled, expected: Served) -> None:
+    assert add_settled(Served(), request_) == expected
+
+
+def test_pools_are_counted_apart_and_only_grow() -> None:
+    """Two at home, one in the cloud."""
+    tally = ServedTally()
+    for pool in ("onprem", "cloud", "onprem"):
+        tally.note(pool, STREAM)
+    assert {name: one.requests for name, one in tally.by_pool.items()} == {"onprem": 2, "cloud": 1}
+    assert tally.by_pool["onprem"].hold_s == 5.0
