@@ -14,6 +14,7 @@ from autoscaling.simulator.scenario import Scenario
 from autoscaling.simulator.simulation import Say, Simulation
 from autoscaling.simulator.tally import Outcome
 from autoscaling.simulator.tidegate_policy import TidegatePolicy
+from autoscaling.simulator.timeline import Recorder
 from autoscaling.simulator.traffic import Traffic
 from cluster.errors import ConfigError
 
@@ -44,9 +45,15 @@ POLICY_NAMES = (*_BUILDERS, oracle.NAME)
 
 
 def run_policy(
-    name: str, traffic: Traffic, scenario: Scenario, *, seed: int, say: Say | None = None
+    name: str,
+    traffic: Traffic,
+    scenario: Scenario,
+    *,
+    seed: int,
+    say: Say | None = None,
+    recorder: Recorder | None = None,
 ) -> Outcome:
-    """Return one policy's figures.
+    """Return one policy's figures; a bound, which is no run, tells the recorder nothing.
 
     Raises:
         ConfigError: there is no policy of this name, or Ray isn't installed for the one that is it.
@@ -56,4 +63,4 @@ def run_policy(
     if name not in _BUILDERS:
         raise ConfigError(f"--policy must be one of {', '.join(POLICY_NAMES)}; got {name!r}.")
     policy = _BUILDERS[name](traffic, scenario)
-    return Simulation(traffic, scenario, policy, seed=seed).run(say)
+    return Simulation(traffic, scenario, policy, seed=seed, recorder=recorder).run(say)

@@ -19,6 +19,7 @@ from autoscaling.simulator.machines import (
 from autoscaling.simulator.policy import Wish
 from autoscaling.simulator.scenario import Scenario
 from autoscaling.simulator.tally import PoolTally, Tally
+from autoscaling.simulator.timeline import Recorder
 from autoscaling.simulator.traffic import build_random
 from deployments.pool_options import GRACEFUL_SHUTDOWN_S
 from deployments.routing import ReplicaLoad
@@ -34,12 +35,20 @@ class Fleet:
     """All replicas of one model. `machines` is filled by the node side."""
 
     def __init__(
-        self, clock: Clock, scenario: Scenario, tally: Tally, *, seed: int, binds_market: bool
+        self,
+        clock: Clock,
+        scenario: Scenario,
+        tally: Tally,
+        *,
+        seed: int,
+        binds_market: bool,
+        recorder: Recorder | None = None,
     ) -> None:
         self._clock = clock
         self._scenario = scenario
         self._tally = tally
         self._binds_market = binds_market
+        self._recorder = recorder
         self._chance = build_random(seed, "replicas")
         self._made = 0
         self._directions: dict[str, int] = {}
@@ -251,7 +260,10 @@ class Fleet:
         served.decode_tokens += steps
         served.decode_s += now_s - first_s
         tpot_s = (now_s - first_s) / steps if steps > 0 else 0.0
-        self._tally.complete(first_s - request.arrival_s + way_s, tpot_s)
+        ttft_s = first_s - request.arrival_s + way_s
+        is_in_time = self._tally.complete(ttft_s, tpot_s)
+        if self._recorder is not None:
+            self._recorder.answer(request.arrival_s, ttft_s, is_in_time=is_in_time)
 
     def _find_served(self, replica: Replica) -> tuple[PoolTally, float]:
         """Return where a replica's answers are counted, and its round trip from the gateway."""
@@ -262,6 +274,22 @@ class Fleet:
     def count_live(self) -> int:
         """How many requests are in an engine."""
         return sum(len(replica.live) for replica in self.replicas.values())
+
+    def running(self) -> Mapping[str, int]:
+        """Replicas by pool that serve."""
+        counts = dict.fromkeys(self.pools, 0)
+        for replica in self.replicas.values():
+            if replica.pool is not None and replica.is_ready and not replica.is_draining:
+                counts[replica.pool.name] += 1
+        return counts
+
+    def streams(self) -> Mapping[str, int]:
+        """Requests by pool that are in an engine."""
+        counts = dict.fromkeys(self.pools, 0)
+        for replica in self.replicas.values():
+            if replica.pool is not None:
+                counts[replica.pool.name] += len(replica.live)
+        return counts
 
     def planned(self) -> Mapping[str, int]:
         """Replicas by pool that run or are to come."""

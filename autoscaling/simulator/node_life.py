@@ -15,6 +15,7 @@ from autoscaling.simulator.machines import Machine
 from autoscaling.simulator.policy import Placed, Policy
 from autoscaling.simulator.scenario import Scenario
 from autoscaling.simulator.tally import Spent, Tally
+from autoscaling.simulator.timeline import NodeEvent, NodeTurn, Recorder
 from autoscaling.simulator.traffic import build_random
 from cluster.budget import Commitment, MoneyLimits, SpendNow, budget_status
 from cluster.config import NodeTypeSettings
@@ -34,13 +35,21 @@ class NodeLife:
     """All nodes of a cluster file, and the scheduler tick that asks for them."""
 
     def __init__(
-        self, clock: Clock, scenario: Scenario, tally: Tally, fleet: Fleet, *, seed: int
+        self,
+        clock: Clock,
+        scenario: Scenario,
+        tally: Tally,
+        fleet: Fleet,
+        *,
+        seed: int,
+        recorder: Recorder | None = None,
     ) -> None:
         self._clock = clock
         self._scenario = scenario
         self._settings = scenario.settings
         self._tally = tally
         self._fleet = fleet
+        self._recorder = recorder
         self._boot_chance = build_random(seed, "boot")
         self._spot_chance = build_random(seed, "spot")
         self._sold_out: set[str] = set()
@@ -74,8 +83,13 @@ class NodeLife:
         for name in self.placed.launches:
             self._launch(name)
         self._send_home()
-        burn = sum((m.kind.usd_per_hour for m in self._present()), Decimal(0))
-        self._tally.burn_usd_per_hour_max = max(self._tally.burn_usd_per_hour_max, float(burn))
+        burn = self.burn_usd_per_hour()
+        self._tally.burn_usd_per_hour_max = max(self._tally.burn_usd_per_hour_max, burn)
+
+    def burn_usd_per_hour(self) -> float:
+        """Return what the rented nodes there are cost in an hour."""
+        rented = (m.kind.usd_per_hour for m in self._present() if not m.is_owned)
+        return float(sum(rented, Decimal(0)))
 
     def list_offers(self) -> tuple[Offer, ...]:
         """Return the node types as a decision sees them now."""
@@ -165,12 +179,14 @@ class NodeLife:
         )
         self._machines.append(machine)
         self._fleet.machines[machine.id] = machine
+        self._say(machine.id, kind.name, "asked")
         return machine
 
     def _launch(self, node_type: str) -> None:
         """Ask the site for a node; a type that is sold out isn't asked for again for a while."""
         if node_type in self._sold_out:
             self._held_until_s[node_type] = self._clock.now_s + _SOLD_OUT_S
+            self._say("", node_type, "sold_out")
             return
         kind = next(k for k in self._settings.node_types.values() if k.name == node_type)
         machine = self._make(kind)
@@ -184,6 +200,7 @@ class NodeLife:
         if machine.ended_s is not None:
             return
         machine.joined_s = machine.idle_since_s = self._clock.now_s
+        self._say(machine.id, machine.kind.name, "joined")
         spot = self._scenario.spot
         if machine.kind.market == "spot" and spot.losses_per_hour > 0:
             loss_s = self._clock.now_s + self._spot_chance.expovariate(spot.losses_per_hour / 3600)
@@ -194,17 +211,19 @@ class NodeLife:
     def _notice(self, machine: Machine) -> None:
         if machine.ended_s is None:
             machine.is_leaving = True
+            self._say(machine.id, machine.kind.name, "notice")
             self._fleet.drain_machine(machine)
 
     def _lose(self, machine: Machine) -> None:
         if machine.ended_s is None:
             self._tally.lost_nodes += 1
             machine.is_lost = True
-            self._end(machine)
+            self._end(machine, "lost")
             self._fleet.lose_machine(machine)
 
-    def _end(self, machine: Machine) -> None:
+    def _end(self, machine: Machine, how: NodeTurn) -> None:
         machine.ended_s = self._clock.now_s
+        self._say(machine.id, machine.kind.name, how)
         del self._fleet.machines[machine.id]
 
     def _turn_market(self, node_type: str, is_out: bool) -> None:  # noqa: FBT001 - the state itself
@@ -223,7 +242,11 @@ class NodeLife:
             lease_s_min=self._settings.limits.lease_s_min,
         )
         for node_id in homecoming.releases:
-            self._end(self._fleet.machines[node_id])
+            self._end(self._fleet.machines[node_id], "home")
+
+    def _say(self, node_id: str, node_type: str, turn: NodeTurn) -> None:
+        if self._recorder is not None:
+            self._recorder.note_node(NodeEvent(self._clock.now_s, node_id, node_type, turn))
 
     def _list_residents(self) -> Iterator[Resident]:
         """Yield the nodes that may go home: not the head, nor what must always be there."""

@@ -53,11 +53,13 @@ class Wish:
     """How many replicas each pool shall have. `closing` pools get nothing more to do.
 
     `anywhere`: instead of `replicas`, so many in all, on whatever nodes there are or come.
+    `reasons` say why, for a person; a policy that has none says nothing.
     """
 
     replicas: Mapping[str, int] = field(default_factory=dict)
     closing: frozenset[str] = frozenset()
     anywhere: int | None = None
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

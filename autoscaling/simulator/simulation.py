@@ -19,6 +19,7 @@ from autoscaling.simulator.node_life import EPOCH_S, NodeLife
 from autoscaling.simulator.policy import Policy, PoolState, Signals
 from autoscaling.simulator.scenario import Scenario
 from autoscaling.simulator.tally import Outcome, Tally, build_outcome
+from autoscaling.simulator.timeline import Recorder, Sample
 from autoscaling.simulator.traffic import Traffic
 from deployments.signals import GatewaySignals, ModelSignal, PoolSignal, Targets
 from deployments.spec import PoolSpec
@@ -30,18 +31,34 @@ Say = Callable[[float], None]
 
 
 class Simulation:
-    """See the module. `tally` may be read once `run` has returned."""
+    """See the module. `tally` may be read once `run` has returned; a recorder changes nothing."""
 
-    def __init__(self, traffic: Traffic, scenario: Scenario, policy: Policy, *, seed: int) -> None:
+    def __init__(
+        self,
+        traffic: Traffic,
+        scenario: Scenario,
+        policy: Policy,
+        *,
+        seed: int,
+        recorder: Recorder | None = None,
+    ) -> None:
         self._traffic = traffic
         self._scenario = scenario
         self._policy = policy
+        self._recorder = recorder
         self._clock = Clock()
         self.tally = Tally(scenario.slo)
         self.fleet = Fleet(
-            self._clock, scenario, self.tally, seed=seed, binds_market=policy.binds_market
+            self._clock,
+            scenario,
+            self.tally,
+            seed=seed,
+            binds_market=policy.binds_market,
+            recorder=recorder,
         )
-        self.nodes = NodeLife(self._clock, scenario, self.tally, self.fleet, seed=seed)
+        self.nodes = NodeLife(
+            self._clock, scenario, self.tally, self.fleet, seed=seed, recorder=recorder
+        )
         self._requested: Targets | None = None
         self._arrivals_seen = 0
 
@@ -52,6 +69,8 @@ class Simulation:
         self.fleet.begin()
         self._clock.at(0.0, self._brain_tick)
         self._clock.at(0.0, self._node_tick)
+        if self._recorder is not None:
+            self._clock.at(0.0, self._sample, self._recorder)
         self._flow(say or (lambda _now_s: None))
         waiting = sum(self.fleet.gateway.count_waiting())
         self.tally.unfinished = waiting + self.fleet.count_live()
@@ -90,11 +109,29 @@ class Simulation:
     def _brain_tick(self) -> None:
         signals = self._build_signals()
         wish = self._policy.observe(signals)
+        if self._recorder is not None:
+            self._recorder.decide(self._clock.now_s, wish)
         self.fleet.carry_out(wish)
         if wish.replicas:
             app = self._scenario.model.name
             self._requested = Targets(signals.now_s, {app: dict(wish.replicas)})
         self._clock.at(self._clock.now_s + self._policy.check_s, self._brain_tick)
+
+    def _sample(self, recorder: Recorder) -> None:
+        """Tell the recorder how things are, and again after `bin_s`."""
+        now_s = self._clock.now_s
+        recorder.sample(
+            Sample(
+                at_s=now_s,
+                waiting=sum(self.fleet.gateway.count_waiting()),
+                running=self.fleet.running(),
+                planned=self.fleet.planned(),
+                streams=self.fleet.streams(),
+                cloud_usd=self.nodes.sum_spent(now_s).cloud_usd,
+                cloud_usd_per_hour=self.nodes.burn_usd_per_hour(),
+            )
+        )
+        self._clock.at(now_s + recorder.bin_s, self._sample, recorder)
 
     def _build_signals(self) -> Signals:
         """Return what a policy may know, from what gateway and replicas would report."""

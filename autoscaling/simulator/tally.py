@@ -32,12 +32,14 @@ class Tally:
     ttft_s: list[float] = field(default_factory=list)
     tpot_s: list[float] = field(default_factory=list)
 
-    def complete(self, ttft_s: float, tpot_s: float) -> None:
-        """Count an answer that came to its end."""
+    def complete(self, ttft_s: float, tpot_s: float) -> bool:
+        """Count an answer that came to its end; return whether it kept both promises."""
         self.completed += 1
         self.ttft_s.append(ttft_s)
         self.tpot_s.append(tpot_s)
-        self.within_slo += ttft_s <= self.slo.ttft_s and tpot_s <= self.slo.tpot_s
+        is_in_time = ttft_s <= self.slo.ttft_s and tpot_s <= self.slo.tpot_s
+        self.within_slo += is_in_time
+        return is_in_time
 
 
 @dataclass(slots=True)

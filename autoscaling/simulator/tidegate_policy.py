@@ -39,6 +39,7 @@ class TidegatePolicy:
         return Wish(
             replicas=decision.targets.get(signals.app, {}),
             closing=frozenset(decision.closing.get(signals.app, ())),
+            reasons=tuple(map(str, (*decision.reasons, *decision.unmet))),
         )
 
     def place(self, situation: Situation, limits: Limits) -> Placed:

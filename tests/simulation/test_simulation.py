@@ -16,6 +16,7 @@ from autoscaling.simulator.policy import Placed, Signals, Wish
 from autoscaling.simulator.scenario import SPOT_HEAVY, Scenario
 from autoscaling.simulator.simulation import Simulation
 from autoscaling.simulator.tidegate_policy import TidegatePolicy
+from autoscaling.simulator.timeline import build_timeline
 from autoscaling.simulator.traffic import Traffic, mark_restricted
 from autoscaling.snapshot import BurstPolicy
 from cluster.errors import ConfigError
@@ -78,6 +79,25 @@ def test_the_same_seed_gives_the_same_figures_and_another_does_not(
 
     assert run(1) == run(1)
     assert run(1) != run(2)
+
+
+def test_a_recorder_changes_no_figure_and_hears_every_answer_node_and_decision(
+    scenario: Scenario, make_traffic: MakeTraffic
+) -> None:
+    heavy = replace(scenario, spot=replace(SPOT_HEAVY, losses_per_hour=30.0))
+    traffic = make_traffic(mean_rps=20.0)
+    timeline = build_timeline(traffic)
+    alone = Simulation(traffic, heavy, TidegatePolicy(EAGER), seed=1).run()
+    recorded = Simulation(traffic, heavy, TidegatePolicy(EAGER), seed=1, recorder=timeline).run()
+    assert replace(recorded, wall_s=0.0) == replace(alone, wall_s=0.0)
+    assert sum(timeline.in_time) == round(alone.slo_attainment * len(traffic.requests))
+    rented = [span for span in timeline.spans.values() if span.node_type.startswith("cloud")]
+    assert len(rented) == alone.launches > 0
+    assert sum(span.end == "lost" for span in rented) == alone.lost_nodes
+    assert any(one.reasons for one in timeline.decisions)
+    spent = [timeline.samples[at].cloud_usd for at in sorted(timeline.samples)]
+    assert spent == sorted(spent)
+    assert 0 < spent[-1] <= alone.cloud_usd
 
 
 class _Listening(TidegatePolicy):
