@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from autoscaling.guard import Offer
+from autoscaling.node_history import NodeFigures
 from autoscaling.observation import Observed, build_snapshot
 from autoscaling.record import (
     SchedulerReport,
@@ -40,12 +41,14 @@ class Sources:
     """Where a tick looks besides the blackboard. `now_s` returns wall time.
 
     `list_problems` says what a person must mend, such as a cluster file that can't be used.
+    `read_node_figures` returns what past nodes teach, at once and as far as it is known.
     """
 
     read_settings: Callable[[], ClusterSettings]
     read_report: Callable[[], SchedulerReport]
     now_s: Callable[[], float]
     list_problems: Callable[[], tuple[str, ...]] = tuple
+    read_node_figures: Callable[[], NodeFigures] = NodeFigures
 
 
 class BrainLoop:
@@ -74,16 +77,17 @@ class BrainLoop:
         if self._memory is None:
             self._memory = self._recall()
         policy = build_policy(settings.burst)
+        learned = self._sources.read_node_figures()
         observed = Observed(
             signals=self._list_signals(),
             requested=requested,
             offers=list_offers(settings),
             blocked_sites=report.blocked_sites,
+            cold_starts_s=learned.cold_starts_s,
+            losses_per_hour=learned.losses_per_hour,
             memory=self._memory,
         )
-        snapshot = build_snapshot(
-            observed, now_s=self._sources.now_s(), stale_s=policy.signals_stale_s
-        )
+        snapshot = build_snapshot(observed, now_s=self._sources.now_s(), policy=policy)
         decision = decide_replicas(snapshot, policy)
         self._act(decision, snapshot, requested)
         self.serving = list_serving(observed.signals)

@@ -1,4 +1,4 @@
-"""What follows from a tick's report beside launches: stages noted, draining nodes drained.
+"""What follows from a tick's report beside launches: stages and notices noted, nodes drained.
 
 Both may take seconds (a ledger elsewhere, a GCS that is busy), so a thread does them, one after
 another; the tick only hands over its report. What fails is tried again with the next report.
@@ -9,12 +9,12 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from autoscaling.record import NodeSummary, SchedulerReport
 from cluster.errors import NodeNotFoundError
-from cluster.model import BootStage, Cordon, NodeId
+from cluster.model import TAG_NOTICED, BootStage, Cordon, NodeId
 
 _log = logging.getLogger(__name__)
 
@@ -24,10 +24,13 @@ _DRAIN_AGAIN_S = 60.0
 
 
 class StageLedger(Protocol):
-    """Where boot stages are kept: the ledger."""
+    """Where boot stages and notices are kept: the ledger."""
 
     def note_boot_stage(self, node_id: NodeId, stage: BootStage, at_s: float) -> None:
         """Note when a node reached a stage; what was noted first stays."""
+
+    def merge_tags(self, node_id: NodeId, tags: Mapping[str, str]) -> None:
+        """Set some of a node's tags and keep the others."""
 
 
 class NodeOrders:
@@ -46,6 +49,7 @@ class NodeOrders:
         self._list_serving = list_serving
         self._now_s = now_s
         self._noted: set[tuple[str, BootStage]] = set()
+        self._noticed: set[str] = set()
         self._drained: dict[str, float] = {}
         self._queue: queue.Queue[SchedulerReport] = queue.Queue(_QUEUED_MAX)
 
@@ -61,7 +65,7 @@ class NodeOrders:
             _log.debug("node orders are behind; a report is left out")
 
     def carry_out(self, report: SchedulerReport) -> None:
-        """Note stages that are new, and drain nodes that should be."""
+        """Note stages and notices that are new, and drain nodes that should be."""
         serving = set(self._list_serving())
         for node in report.nodes:
             if node.ray_id is None or node.state not in _JOINED_STATES:
@@ -69,6 +73,8 @@ class NodeOrders:
             self._note(node, BootStage.JOINED)
             if node.ray_id in serving:
                 self._note(node, BootStage.SERVING)
+            if node.is_noticed:
+                self._note_notice(node)
             if node.cordon == Cordon.DRAINING and node.state == "RAY_RUNNING":
                 self._empty(node, node.ray_id)
 
@@ -80,6 +86,16 @@ class NodeOrders:
         except NodeNotFoundError:
             _log.warning("%s has %s and no record in the ledger", node.id, stage)
         self._noted.add((node.id, stage))
+
+    def _note_notice(self, node: NodeSummary) -> None:
+        """Remember in the ledger that the node's site takes it away: it counts as a loss."""
+        if node.id in self._noticed:
+            return
+        try:
+            self._ledger.merge_tags(NodeId(node.id), {TAG_NOTICED: "true"})
+        except NodeNotFoundError:
+            _log.warning("%s has a notice and no record in the ledger", node.id)
+        self._noticed.add(node.id)
 
     def _empty(self, node: NodeSummary, ray_id: str) -> None:
         now_s = self._now_s()

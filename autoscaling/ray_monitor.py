@@ -26,6 +26,7 @@ from autoscaling.brain_loop import BrainLoop, Sources
 from autoscaling.facts_reader import FactsReader
 from autoscaling.leadership import keep_in_background, wait_for_lease
 from autoscaling.metrics_exporter import serve_metrics
+from autoscaling.node_history_reader import NodeHistoryReader
 from autoscaling.node_orders import NodeOrders
 from autoscaling.ray_scheduler import LocalFirstScheduler
 from autoscaling.record import SchedulerReport
@@ -107,6 +108,7 @@ def run_autoscaler(*, gcs_address: str, config_path: Path, logs_dir: Path) -> No
         read_report=lambda: scheduler.last_report or SchedulerReport(),
         now_s=time.time,
         list_problems=lambda: () if (problem := settings.error) is None else (problem,),
+        read_node_figures=NodeHistoryReader(settings.read).read,
     )
     brain = BrainLoop(board, sources)
     orders = NodeOrders(ledger, partial(_drain, gcs_address), list_serving=lambda: brain.serving)

@@ -4,6 +4,7 @@ One record for everything: people (`tidegate status`), the gateway (which pools 
 next autoscaler process, which takes its memory from here. Only adds up what was decided elsewhere.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -115,7 +116,8 @@ def read_memory(record: Mapping[str, Any]) -> dict[str, ModelMemory]:
     Raises:
         ValueError: it isn't a record of ours; the caller begins without memory.
     """
-    return _MEMORY.validate_python(record.get("memory", {}))
+    # As JSON, which it was on the board: strict values inside take no plain mappings otherwise.
+    return _MEMORY.validate_json(json.dumps(record.get("memory", {})))
 
 
 def find_burst_state(decision: Decision, snapshot: Snapshot, report: SchedulerReport) -> BurstState:

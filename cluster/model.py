@@ -36,6 +36,9 @@ LABEL_ACCELERATOR = "accelerator"
 TAG_CORDON = "tidegate-cordon"
 """Tag of a node (or mark on a host): see `Cordon`. Absent = takes work."""
 
+TAG_NOTICED = "tidegate-noticed"
+"""Tag in the ledger of a node that its site has announced to take away, whatever ended it then."""
+
 
 class Cordon(StrEnum):
     """What an operator wants of a node. It is kept at the site, so it outlives the head."""

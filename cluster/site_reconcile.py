@@ -30,6 +30,7 @@ from cluster.owner import is_alive, is_of_this_machine
 logger = logging.getLogger(__name__)
 
 WHY_GONE = "gone from its site"
+WHY_STOPPED = "stopped"
 _WHY_NEVER = "never launched: its owner ended"
 
 # An owner on another machine can't be asked whether it lives; no launch takes this long.
@@ -242,7 +243,7 @@ class Reconciler:
     def _is_useless(self, instance: Instance, record: NodeRecord) -> bool:
         """Return whether a node doesn't serve and never will, noting why."""
         if instance.state is InstanceState.STOPPED:
-            self.reasons[record.node_id] = "stopped: it serves no more"
+            self.reasons[record.node_id] = f"{WHY_STOPPED}: it serves no more"
             return True
         if self._join_s_max is None or record.is_head or not self._is_late(record):
             return False

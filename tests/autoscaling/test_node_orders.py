@@ -5,17 +5,23 @@ from typing import Any
 from autoscaling.node_orders import NodeOrders
 from autoscaling.record import NodeSummary, SchedulerReport
 from cluster.errors import NodeNotFoundError
-from cluster.model import BootStage
+from cluster.model import TAG_NOTICED, BootStage
 
 
 class Stages:
     def __init__(self) -> None:
         self.noted: list[tuple[str, str, float]] = []
+        self.tagged: list[tuple[str, Any]] = []
 
     def note_boot_stage(self, node_id: Any, stage: BootStage, at_s: float) -> None:
         if node_id == "unknown":
             raise NodeNotFoundError("unknown must be a node of this cluster; no record of it.")
         self.noted.append((node_id, stage.value, at_s))
+
+    def merge_tags(self, node_id: Any, tags: Any) -> None:
+        if node_id == "unknown":
+            raise NodeNotFoundError("unknown must be a node of this cluster; no record of it.")
+        self.tagged.append((node_id, tags))
 
 
 class Bench:
@@ -56,6 +62,14 @@ def test_a_node_the_ledger_does_not_know_is_asked_about_once() -> None:
     bench.report("unknown")
     bench.report("n")
     assert [name for name, _, _ in bench.stages.noted] == ["n"]
+
+
+def test_a_notice_is_written_down_once_for_those_who_count_losses() -> None:
+    bench = Bench()
+    for name in ("n", "n", "unknown"):
+        bench.report(name, is_noticed=True)
+    bench.report("calm")
+    assert bench.stages.tagged == [("n", {TAG_NOTICED: "true"})]
 
 
 def test_a_draining_node_is_drained_and_a_cordoned_one_is_not() -> None:
