@@ -168,6 +168,9 @@ class ReplicaServer:
     def __init__(self, app: ASGIApp, *, identity: ReplicaIdentity, host: str) -> None:
         self.identity = identity
         self._socket = socket.create_server((host, 0), backlog=1024)
+        # Connections inherit it. asyncio's own loop doesn't set it on sockets it didn't open, and
+        # each answer's body would wait 40 ms for the client to acknowledge the headers.
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         port = self._socket.getsockname()[1]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         config = uvicorn.Config(
