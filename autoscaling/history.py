@@ -25,7 +25,8 @@ class DemandHistory:
     """Requests per bin, oldest first, without gaps and without the bin that is still filling.
 
     `seen` is each gateway's last counters; `open_all` and `open_may_burst` the bin that began at
-    `open_since_s`; `looked_s` the last look. Times are wall seconds, None = nothing seen yet.
+    `open_since_s`; `looked_s` the last look; `closed` counts bins since the beginning. Times are
+    wall seconds, None = nothing seen yet.
     """
 
     all: tuple[int, ...] = ()
@@ -35,6 +36,7 @@ class DemandHistory:
     looked_s: float | None = None
     open_all: int = 0
     open_may_burst: int = 0
+    closed: int = 0
 
 
 def note_arrivals(
@@ -61,6 +63,7 @@ def note_arrivals(
         seen=seen,
         open_since_s=now_s,
         looked_s=now_s,
+        closed=history.closed + 1,
     )
 
 

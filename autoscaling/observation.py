@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 
 from autoscaling.guard import Offer
-from autoscaling.snapshot import ModelView, PoolView, Snapshot
+from autoscaling.learning import Learned, estimate_rps, learn
+from autoscaling.snapshot import BurstPolicy, ModelView, PoolView, Snapshot
 from autoscaling.stability import ModelMemory
 from cluster.model import LABEL_ACCELERATOR, Market
 from deployments.signals import GatewaySignals, ModelSignal, PoolSignal, Targets
@@ -40,14 +41,19 @@ class Observed:
     memory: Mapping[str, ModelMemory] = field(default_factory=dict)
 
 
-def build_snapshot(observed: Observed, *, now_s: float, stale_s: float) -> Snapshot:
-    """Return the snapshot for the brain; signals older than `stale_s` count as unknown."""
+def build_snapshot(observed: Observed, *, now_s: float, policy: BurstPolicy) -> Snapshot:
+    """Return the snapshot for the brain; stale signals count as unknown."""
+    stale_s = policy.signals_stale_s
     fresh = [signals for signals in observed.signals if abs(now_s - signals.published_s) <= stale_s]
     by_app: dict[str, list[ModelSignal]] = {}
     for signals in fresh:
         for model in signals.models:
             by_app.setdefault(model.app, []).append(model)
-    models = [_view_model(app, parts, observed) for app, parts in sorted(by_app.items())]
+    models = []
+    for app, parts in sorted(by_app.items()):
+        before = observed.memory.get(app, ModelMemory()).learned
+        learned = learn(before, fresh, app, now_s=now_s, keep_s=policy.history_s)
+        models.append(_Look(app, parts, observed, learned, policy).view_model())
     if not fresh:
         # Nobody speaks: every model known stays as it is. A model that fresh signals no longer
         # list is removed, and its numbers with it.
@@ -101,55 +107,89 @@ def _find_absurd_objective(model: ModelSignal) -> str | None:
 
 def find_price(pool: PoolSignal, offers: Iterable[Offer]) -> Decimal:
     """Return the cheapest price of one replica; infinite where no node type can hold one."""
-    prices = [
-        offer.usd_per_hour * pool.gpus_per_replica / int(offer.resources.get("GPU", 0))
-        if pool.gpus_per_replica
-        else offer.usd_per_hour
+    offer = find_offer(pool, offers)
+    return Decimal("Infinity") if offer is None else _price(pool, offer)
+
+
+def find_offer(pool: PoolSignal, offers: Iterable[Offer]) -> Offer | None:
+    """Return the node type that holds a replica for the least, None where none can or is priced."""
+    fitting = [
+        offer
         for offer in offers
         if offer.usd_per_hour is not None
         and (offer.site, offer.market) == (pool.site, pool.market)
         and offer.resources.get("GPU", 0) >= pool.gpus_per_replica
         and offer.labels.get(LABEL_ACCELERATOR, pool.accelerator) == pool.accelerator
     ]
-    return min(prices, default=Decimal("Infinity"))
+    return min(fitting, key=lambda offer: (_price(pool, offer), offer.name), default=None)
 
 
-def _view_model(app: str, parts: Sequence[ModelSignal], observed: Observed) -> ModelView:
-    """Return one model as all gateways together see it."""
-    doubts = [doubt for part in parts if (doubt := find_absurdity(part)) is not None]
-    if doubts:
-        return ModelView(app=app, pools=(), doubt=f"absurd signals: {doubts[0]}")
-    pools: dict[str, list[PoolSignal]] = {}
-    for part in parts:
-        for pool in part.pools:
-            pools.setdefault(pool.pool, []).append(pool)
-    return ModelView(
-        app=app,
-        pools=tuple(_view_pool(app, seen, observed) for _, seen in sorted(pools.items())),
-        waiting=sum(p.waiting_public + p.waiting_internal + p.waiting_restricted for p in parts),
-        waiting_may_burst=sum(part.waiting_may_burst for part in parts),
-    )
+def _price(pool: PoolSignal, offer: Offer) -> Decimal:
+    usd_per_hour = offer.usd_per_hour or Decimal(0)
+    if not pool.gpus_per_replica:
+        return usd_per_hour
+    return usd_per_hour * pool.gpus_per_replica / int(offer.resources.get("GPU", 0))
 
 
-def _view_pool(app: str, seen: Sequence[PoolSignal], observed: Observed) -> PoolView:
-    """Return one pool: gateways share its replicas and have streams of their own."""
-    first = seen[0]
-    kv = [pool.kv_use_ratio for pool in seen if pool.kv_use_ratio is not None]
-    requested = observed.requested.replicas.get(app, {}) if observed.requested is not None else {}
-    return PoolView(
-        name=first.pool,
-        site=first.site,
-        market=next(market for market in _MARKETS if market == first.market),
-        slots=first.slots_per_replica,
-        replicas_min=first.min_replicas,
-        replicas_max=first.max_replicas,
-        usd_per_hour=find_price(first, observed.offers),
-        requested=requested.get(first.pool),
-        observed=max(pool.replicas_running for pool in seen),
-        streams=sum(pool.streams_running for pool in seen),
-        kv_use_ratio=max(kv) if kv else None,
-        blocked=observed.blocked_sites.get(first.site),
-    )
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One model as all gateways together see it, and what was learned of it so far."""
+
+    app: str
+    parts: Sequence[ModelSignal]
+    observed: Observed
+    learned: Learned
+    policy: BurstPolicy
+
+    def view_model(self) -> ModelView:
+        """Return the model as the brain sees it."""
+        doubts = [doubt for part in self.parts if (doubt := find_absurdity(part)) is not None]
+        if doubts:
+            return ModelView(app=self.app, pools=(), doubt=f"absurd signals: {doubts[0]}")
+        pools: dict[str, list[PoolSignal]] = {}
+        for part in self.parts:
+            for pool in part.pools:
+                pools.setdefault(pool.pool, []).append(pool)
+        return ModelView(
+            app=self.app,
+            pools=tuple(self._view_pool(seen) for _, seen in sorted(pools.items())),
+            waiting=sum(
+                p.waiting_public + p.waiting_internal + p.waiting_restricted for p in self.parts
+            ),
+            waiting_may_burst=sum(part.waiting_may_burst for part in self.parts),
+            learned=self.learned,
+            ttft_s_max=min(part.ttft_s_max for part in self.parts),
+            usd_per_late_request=max(part.usd_per_late_request for part in self.parts),
+        )
+
+    def _view_pool(self, seen: Sequence[PoolSignal]) -> PoolView:
+        """Return one pool: gateways share its replicas and have streams of their own."""
+        first, observed = seen[0], self.observed
+        kv = [pool.kv_use_ratio for pool in seen if pool.kv_use_ratio is not None]
+        requested = observed.requested.replicas if observed.requested is not None else {}
+        offer = find_offer(first, observed.offers)
+        return PoolView(
+            name=first.pool,
+            site=first.site,
+            market=next(market for market in _MARKETS if market == first.market),
+            slots=first.slots_per_replica,
+            replicas_min=first.min_replicas,
+            replicas_max=first.max_replicas,
+            usd_per_hour=find_price(first, observed.offers),
+            requested=requested.get(self.app, {}).get(first.pool),
+            observed=max(pool.replicas_running for pool in seen),
+            streams=sum(pool.streams_running for pool in seen),
+            kv_use_ratio=max(kv) if kv else None,
+            blocked=observed.blocked_sites.get(first.site),
+            rps=estimate_rps(
+                self.learned,
+                first,
+                tpot_s_max=min(part.tpot_s_max for part in self.parts),
+                is_corrected="correction" not in self.policy.ablated,
+            ),
+            cold_start_s=observed.cold_starts_s.get(offer.name) if offer else None,
+            losses_per_hour=observed.losses_per_hour.get(offer.name, 0.0) if offer else 0.0,
+        )
 
 
 def _explain_silence(signals: Sequence[GatewaySignals], *, now_s: float) -> str:

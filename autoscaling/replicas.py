@@ -1,10 +1,11 @@
 """The brain: how many replicas each pool should have.
 
-First brain: a threshold on waiting requests and KV use. Owned pools are filled first; other sites
-are opened only by waiting requests that may go there, and only for what owned capacity, running, on
-its way or still to be raised, won't take; the dearest pool is lowered first, down to its minimum.
-Where signals can't be trusted, the numbers are held. A pool whose replicas are overdue is asked for
-no more: one slow start must not be paid for twice.
+Owned pools are filled first. Other sites are opened only for requests that may go there, only for
+what owned capacity, running, on its way or still to be raised, won't take, and only while that pays
+(`autoscaling.burst`); the dearest pool is lowered first, down to its minimum. Until speeds are
+known, waiting requests without a slot in sight are counted instead. Where signals can't be trusted,
+the numbers are held. A pool whose replicas are overdue is asked for no more: one slow start must
+not be paid for twice.
 
 Going home (DESIGN decision 4): stop routing, lower the number, the replica drains, the node idles,
 Ray releases it. The first two are commands given here, `route_stop_s` apart.
@@ -16,6 +17,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from autoscaling.break_even import Worth, leave_room
+from autoscaling.burst import Burst, Capacity, look_ahead, say_not_worth, say_raise
 from autoscaling.snapshot import (
     BurstPolicy,
     Command,
@@ -74,12 +77,13 @@ class _Outcome:
 class _Shortage:
     """What one side, owned or not, lacks: waiting requests without capacity in sight, KV room.
 
-    `calls`: it is enough to ask for more.
+    `calls`: it is enough to ask for more. `worth`: the replicas that pay, where that is known.
     """
 
     excess: int
     full_kv: tuple[str, ...]
     calls: bool
+    worth: tuple[Worth, ...] = ()
 
     @property
     def text(self) -> str:
@@ -96,6 +100,7 @@ class _Case:
     memory: ModelMemory
     now_s: float
     policy: BurstPolicy
+    burst: Burst | None = None
 
     @property
     def order(self) -> list[PoolView]:
@@ -132,7 +137,9 @@ def _decide_model(
     if model.doubt is not None:
         reason = Reason("doubt", model.app, f"all numbers are held: {model.doubt}")
         return _Outcome(forget_clocks(memory), reasons=(reason,))
+    memory = replace(memory, learned=model.learned)
     case, adopted = _observe(_Case(model, memory, now_s, policy))
+    case = replace(case, burst=look_ahead(model, _list_capacities(case), policy))
     owned = _find_owned_shortage(case)
     burst = _find_burst_shortage(case)
     case = _keep_clocks(case, owned=owned, burst=burst)
@@ -180,19 +187,40 @@ def _find_first_plan(pool: PoolView) -> int:
 
 
 def _find_owned_shortage(case: _Case) -> _Shortage:
-    """Return what waits beyond the room that owned replicas have or will have when they are up."""
+    """Return what waits beyond the room that owned replicas have or will have when they are up.
+
+    Where speeds are known, what arrives beyond what they can begin counts too, in slots: owned
+    replicas cost nothing and may come before anybody waits.
+    """
     pools = case.side(owned=True)
     room = sum(_room(case, pool) for pool in pools)
-    return _build_shortage(case, pools, max(0, case.model.waiting - room))
+    excess = max(0, case.model.waiting - room, _find_slots_short(case))
+    return _build_shortage(case, pools, excess)
+
+
+def _find_slots_short(case: _Case) -> int:
+    """Return the owned slots that are missing for what arrives, beyond those planned."""
+    burst = case.burst
+    pools = case.side(owned=True)
+    if burst is None or not any(_growth(case, pool) for pool in pools):
+        return 0
+    planned_rps = sum(burst.rps[p.name] * case.known(p).planned for p in pools)
+    planned_rps = leave_room(planned_rps, ttft_s_max=case.model.ttft_s_max)
+    growing = next(pool for pool in pools if _growth(case, pool))
+    short_rps = max(0.0, burst.outlook.level_rps - planned_rps)
+    return math.ceil(short_rps / burst.rps[growing.name] * growing.slots)
 
 
 def _find_burst_shortage(case: _Case) -> _Shortage:
-    """Return what may burst and must: owned capacity, to the last replica, is counted off first.
+    """Return what may burst and pays, or must: owned capacity is counted off first.
 
     What may not leave takes owned room first, so it pushes requests that may leave to the cloud,
     and alone creates no demand there.
     """
     owned, others = case.side(owned=True), case.side(owned=False)
+    if case.burst is not None:
+        worth = tuple(case.burst.choose_more())
+        return _Shortage(case.model.waiting_may_burst, (), calls=bool(worth), worth=worth)
     room = sum(_room(case, pool) + _growth(case, pool) for pool in owned)
     must_stay = case.model.waiting - case.model.waiting_may_burst
     left_for_burst = max(0, room - must_stay)
@@ -209,6 +237,20 @@ def _build_shortage(case: _Case, pools: Sequence[PoolView], excess: int) -> _Sho
     )
     needed = case.policy.waiting_per_replica_up * max(1, case.planned(case.model.pools))
     return _Shortage(excess, full_kv, calls=excess >= needed or bool(full_kv))
+
+
+def _list_capacities(case: _Case) -> list[Capacity]:
+    """Return all pools with the replicas that count on each side of the decision."""
+    return [
+        Capacity(
+            pool,
+            replicas=min(case.known(pool).planned, pool.observed) + _starting(case, pool),
+            more_max=max(0, pool.replicas_max - case.known(pool).planned)
+            if _can_grow(case, pool)
+            else 0,
+        )
+        for pool in case.order
+    ]
 
 
 def _room(case: _Case, pool: PoolView) -> int:
@@ -275,7 +317,10 @@ def _raise(case: _Case, *, owned: _Shortage, burst: _Shortage) -> _Outcome | Non
     if _is_due(case, case.memory.owned_short_since_s):
         case = _grow(case, case.side(owned=True), owned, commands, reasons)
     if _is_due(case, case.memory.burst_short_since_s) and not _is_first_start(case):
-        case = _grow(case, case.side(owned=False), burst, commands, reasons)
+        if case.burst is None:
+            case = _grow(case, case.side(owned=False), burst, commands, reasons)
+        else:
+            case = _rent(case, case.burst, burst.worth, commands, reasons)
     if not commands:
         return None
     return _Outcome(case.memory, tuple(commands), tuple(reasons))
@@ -317,6 +362,28 @@ def _grow(
     return case
 
 
+def _rent(
+    case: _Case,
+    burst: Burst,
+    worth: Sequence[Worth],
+    commands: list[Command],
+    reasons: list[Reason],
+) -> _Case:
+    """Return the case with the replicas that pay."""
+    for pool in case.side(owned=False):
+        chosen = [one for one in worth if one.offering.pool == pool.name]
+        if not chosen:
+            continue
+        known = case.known(pool)
+        planned = known.planned + len(chosen)
+        commands.append(SetReplicas(case.model.app, pool.name, known.planned, planned))
+        why = say_raise(burst, chosen, waiting=case.model.waiting, now_s=case.now_s)
+        text = f"{known.planned} to {planned} replicas: burst +{len(chosen)}: {why}"
+        reasons.append(case.reason("raise", text, pool))
+        case = case.remember(pool, raise_pool(known, planned=planned, now_s=case.now_s))
+    return case
+
+
 def _lower(case: _Case) -> _Outcome:
     """Return the lowering that is due for the dearest pool above its minimum, else a hold."""
     above = [p for p in case.order if case.known(p).planned > p.replicas_min]
@@ -324,13 +391,13 @@ def _lower(case: _Case) -> _Outcome:
         if not above or pool is not above[-1]:
             case = case.remember(pool, _reset_slack(case.known(pool)))
     if not above:
-        return _hold(case, "every pool is at its minimum")
+        return _hold(case, _say_at_minimum(case))
     pool = above[-1]
     wanted = _find_lower_plan(case, pool)
     known = case.known(pool)
     if wanted is None:
         case = case.remember(pool, _reset_slack(known))
-        return _hold(case, f"{pool.name} is needed: the pools before it are filled")
+        return _hold(case, f"{pool.name} is needed: {_say_needed(case, pool)}")
     known = replace(
         known, slack_since_s=keep_since(known.slack_since_s, now_s=case.now_s, is_so=True)
     )
@@ -364,6 +431,8 @@ def _carry_lowering(case: _Case, pool: PoolView, wanted: int) -> _Outcome:
 
 
 def _say_spare(case: _Case, pool: PoolView) -> str:
+    if case.burst is not None and not pool.is_owned:
+        return f"it has cost more than it spared for {case.policy.down_after_s:g} s"
     if _is_idle(case, pool):
         return f"it is idle and has not been needed for {case.policy.down_after_s:g} s"
     return f"the pools before it have had room for {case.policy.down_after_s:g} s"
@@ -376,6 +445,9 @@ def _find_lower_plan(case: _Case, pool: PoolView) -> int | None:
     it still carries stay with it until they end. A pool that isn't owned is needed only for what
     may come to it: idle, it goes home however full the owned pools are.
     """
+    if case.burst is not None and not pool.is_owned:
+        kept = case.known(pool).planned - _count_idle(case, case.burst, pool)
+        return kept if kept < case.known(pool).planned else None
     if _is_idle(case, pool):
         return pool.replicas_min
     before = [other for other in case.order if other.order < pool.order]
@@ -391,6 +463,13 @@ def _find_lower_plan(case: _Case, pool: PoolView) -> int | None:
     return fewer if load + pool.streams <= capacity * ratio_max else None
 
 
+def _count_idle(case: _Case, burst: Burst, pool: PoolView) -> int:
+    """Return how many of a rented pool's replicas aren't worth keeping, down to its minimum."""
+    counted = next(one.replicas for one in burst.rented if one.pool.name == pool.name)
+    spare = counted - burst.count_needed(pool.name)
+    return max(0, min(spare, case.known(pool).planned - pool.replicas_min))
+
+
 def _is_idle(case: _Case, pool: PoolView) -> bool:
     """Whether a pool that isn't owned costs money for nothing: no stream, and none waits for it."""
     return not pool.is_owned and pool.streams == 0 and case.model.waiting_may_burst == 0
@@ -400,6 +479,19 @@ def _capacity(case: _Case, pool: PoolView) -> int:
     """Return the slots that can be counted on now."""
     running = min(case.known(pool).planned, pool.observed)
     return 0 if _is_kv_full(case, pool) else running * pool.slots
+
+
+def _say_at_minimum(case: _Case) -> str:
+    best = case.burst.find_best() if case.burst is not None else None
+    if best is None or best.spared < 1:
+        return "every pool is at its minimum"
+    return say_not_worth(best)
+
+
+def _say_needed(case: _Case, pool: PoolView) -> str:
+    if case.burst is None or pool.is_owned:
+        return "the pools before it are filled"
+    return "without it more would be late than it costs"
 
 
 def _reset_slack(memory: PoolMemory) -> PoolMemory:

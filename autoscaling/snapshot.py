@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Literal
 
 from autoscaling.guard import market_rank
-from autoscaling.history import DemandHistory
+from autoscaling.learning import Learned
 from autoscaling.stability import ModelMemory
 from cluster.model import Market
 
@@ -27,7 +27,6 @@ cold-start: the default instead of what was learned; correction: the table inste
 class BurstPolicy:
     """Thresholds and delays. All but the last three are the cluster file's `provider.burst`.
 
-    `load_ratio_max`: the share of a replica's sustained rate that is planned with.
     `starting_s_max`: how long a replica that was asked for counts as capacity on its way.
     `slack_ratio_max`: cheaper pools filled no more than this leave room to lower a dearer one.
     `route_stop_s`: from telling gateways to stop routing to lowering the number to zero.
@@ -37,7 +36,6 @@ class BurstPolicy:
     mode: Literal["act", "shadow"] = "act"
     history_s: float = 1800.0
     cold_start_s: float = 180.0
-    load_ratio_max: float = 0.9
     waiting_per_replica_up: int = 1
     up_after_s: float = 2.0
     down_after_s: float = 20.0
@@ -101,7 +99,7 @@ class ModelView:
     waiting: int = 0
     waiting_may_burst: int = 0
     doubt: str | None = None
-    history: DemandHistory = DemandHistory()
+    learned: Learned = field(default_factory=Learned)
     ttft_s_max: float = 2.0
     usd_per_late_request: float = 0.01
 

@@ -8,6 +8,8 @@ same answer and a restarted process can take over. Next: `autoscaling.replicas` 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from autoscaling.learning import Learned
+
 
 @dataclass(frozen=True, slots=True)
 class PoolMemory:
@@ -37,12 +39,14 @@ class ModelMemory:
 
     `owned_short_since_s` and `burst_short_since_s` are kept apart: what may not leave owned sites
     must never start the clock of those that aren't. `has_answered`: an owned replica ran once.
+    `learned`: what the model's arrivals and answers have taught.
     """
 
     pools: Mapping[str, PoolMemory] = field(default_factory=dict)
     owned_short_since_s: float | None = None
     burst_short_since_s: float | None = None
     has_answered: bool = False
+    learned: Learned = field(default_factory=Learned)
 
 
 def keep_since(since_s: float | None, *, now_s: float, is_so: bool) -> float | None:
@@ -94,4 +98,4 @@ def forget_clocks(memory: ModelMemory) -> ModelMemory:
         name: replace(pool, slack_since_s=None, closing_since_s=None)
         for name, pool in memory.pools.items()
     }
-    return ModelMemory(pools=pools, has_answered=memory.has_answered)
+    return ModelMemory(pools=pools, has_answered=memory.has_answered, learned=memory.learned)

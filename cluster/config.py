@@ -85,11 +85,6 @@ class BurstSettings(Strict):
         default=180.0,
         description="seconds from asking for a node to its first answer, until it is learned",
     )
-    load_ratio_max: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.9,
-        description="share (0-1) of a replica's sustained rate that is planned with; the rest "
-        "is room for lengths and arrivals that vary",
-    )
     waiting_per_replica_up: Annotated[int, Field(ge=1)] = Field(
         default=1,
         description="waiting requests per replica that call for one more while its speed is "

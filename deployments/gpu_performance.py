@@ -1,5 +1,6 @@
 """The table of GPU speeds shipped with the project, checked once when it is read."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +25,12 @@ class PerformanceRow(BaseModel):
     tpot_per_running_ms: Annotated[float, Field(ge=0)]
     ttft_1024_ms: Annotated[float, Field(gt=0, description="1024-token prompt, idle replica.")]
     kv_capacity_tokens: Annotated[int, Field(gt=0)]
+    fit_prompt_tokens: Annotated[int, Field(gt=0, description="Prompt of the fit's requests.")] = (
+        1024
+    )
+    fit_output_tokens: Annotated[int, Field(gt=0, description="Answer of the fit's requests.")] = (
+        256
+    )
     kind: Literal["measured", "modelled", "derived", "made_up"]
     source: Annotated[str, Field(min_length=20)]
 
@@ -40,6 +47,18 @@ class PerformanceRow(BaseModel):
             prefill_base_s=self.tpot_base_ms * _MS,
             prefill_per_token_s=prefill_ms * _MS / _TTFT_PROMPT_TOKENS,
             kv_capacity_tokens=self.kv_capacity_tokens,
+        )
+
+    def to_decode_performance(self) -> Performance:
+        """The same with the pace of decoding alone.
+
+        A slope fitted under load holds prefills too: each request of the fit cost its batch one
+        prefill per `fit_output_tokens` steps. That share is taken out.
+        """
+        whole = self.to_performance()
+        share_s = whole.prefill_per_token_s * self.fit_prompt_tokens / self.fit_output_tokens
+        return replace(
+            whole, tpot_per_running_s=max(0.0, whole.tpot_per_running_s - share_s)
         )
 
 

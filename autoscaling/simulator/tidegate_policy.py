@@ -31,9 +31,7 @@ class TidegatePolicy:
             losses_per_hour=signals.losses_per_hour,
             memory=self._memory,
         )
-        snapshot = build_snapshot(
-            observed, now_s=signals.now_s, stale_s=self._policy.signals_stale_s
-        )
+        snapshot = build_snapshot(observed, now_s=signals.now_s, policy=self._policy)
         decision = decide_replicas(snapshot, self._policy)
         self._memory = dict(decision.memory)
         return Wish(

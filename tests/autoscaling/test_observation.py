@@ -8,7 +8,7 @@ import pytest
 
 from autoscaling.guard import Offer
 from autoscaling.observation import Observed, build_snapshot, find_price
-from autoscaling.snapshot import ModelView
+from autoscaling.snapshot import BurstPolicy, ModelView
 from autoscaling.stability import ModelMemory, PoolMemory
 from deployments.signals import GatewaySignals, ModelSignal, PoolSignal, Served, Targets
 
@@ -54,7 +54,7 @@ def report(
 
 def look(*signals: GatewaySignals, **known: object) -> tuple[ModelView, ...]:
     observed = Observed(signals=signals, **known)
-    return build_snapshot(observed, now_s=100.0, stale_s=10.0).models
+    return build_snapshot(observed, now_s=100.0, policy=BurstPolicy(signals_stale_s=10.0)).models
 
 
 def test_gateways_share_replicas_and_add_up_streams_and_waiting() -> None:

@@ -1,0 +1,53 @@
+"""What a replica can do, in requests a second of this model's lengths: capacity as work.
+
+An A100 on-prem and an L40S in the cloud add up here, and so do short and long requests. The rate
+is that of the largest batch which keeps the promised time per token and fits slots and KV memory:
+n requests at once, each with one prefill and O tokens at the batch's pace. Each of them brings the
+others one prefill per O steps, so the pace is base + n x (slope of decoding alone + a prefill's
+share). With the lengths a row of the GPU table was fitted with, this is the row's own pace.
+
+Measurements correct the table (`autoscaling.learning`). Pure.
+"""
+
+from dataclasses import dataclass
+
+from deployments.continuous_batching import Performance
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Mean tokens of a request."""
+
+    prompt_tokens: float
+    output_tokens: float
+
+
+def find_pace_s(performance: Performance, lengths: Lengths, *, batch: float) -> float:
+    """Return the seconds per token of each of `batch` requests that keep coming.
+
+    `performance` is that of decoding alone (`PerformanceRow.to_decode_performance`).
+    """
+    prefill_s = performance.prefill_per_token_s * lengths.prompt_tokens
+    slope_s = performance.tpot_per_running_s + prefill_s / max(1.0, lengths.output_tokens)
+    return performance.tpot_base_s + batch * slope_s
+
+
+def find_batch(performance: Performance, lengths: Lengths, *, slots: int, tpot_s_max: float) -> int:
+    """Return the largest batch within slots, KV memory and the promise; at least 1.
+
+    Where no batch keeps the promise, more replicas don't either: slots and memory decide then.
+    """
+    per_request = lengths.prompt_tokens + lengths.output_tokens / 2
+    fitting = max(1, min(slots, int(performance.kv_capacity_tokens / max(1.0, per_request))))
+    for batch in range(fitting, 0, -1):
+        if find_pace_s(performance, lengths, batch=batch) <= tpot_s_max:
+            return batch
+    return fitting
+
+
+def find_rps(performance: Performance, lengths: Lengths, *, slots: int, tpot_s_max: float) -> float:
+    """Return the requests a second that one replica sustains within the promise."""
+    batch = find_batch(performance, lengths, slots=slots, tpot_s_max=tpot_s_max)
+    prefill_s = performance.prefill_s(1) + performance.prefill_per_token_s * lengths.prompt_tokens
+    decode_s = lengths.output_tokens * find_pace_s(performance, lengths, batch=batch)
+    return batch / (prefill_s + decode_s)

@@ -1,0 +1,245 @@
+"""What the brain learns of a model while it runs: arrivals, lengths, and true speeds.
+
+Gateways report counters that only grow; their differences are collected into bins of
+`history.BIN_S`. Lengths are means that forget with a half-life of ten minutes. A pool's speed is
+the ratio of what is seen to what the GPU table expects: of the pace per token at any load, and of
+the requests finished a second while some wait, which is what its capacity really is. It stays
+within a quarter and four times, so that no odd bin decides alone. Pure; memory is a value in and
+a value out.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from autoscaling.capacity import Lengths, find_pace_s, find_rps
+from autoscaling.history import BIN_S, Counts, DemandHistory, note_arrivals
+from deployments.continuous_batching import Performance
+from deployments.gpu_performance import load_rows
+from deployments.signals import GatewaySignals, ModelSignal, PoolSignal, Served
+
+_HALF_LIFE_S = 600.0
+_REQUESTS_MIN = 20.0
+_TOKENS_MIN = 200
+_SPEED_WEIGHT = 0.2
+_FULL = 0.9
+_SPEED_MIN, _SPEED_MAX = 0.25, 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class LengthSums:
+    """Requests and tokens, each halved every `_HALF_LIFE_S`."""
+
+    requests: float = 0.0
+    prompt_tokens: float = 0.0
+    output_tokens: float = 0.0
+
+    @property
+    def mean(self) -> Lengths | None:
+        """The mean request; None before enough were answered."""
+        if self.requests < _REQUESTS_MIN:
+            return None
+        return Lengths(self.prompt_tokens / self.requests, self.output_tokens / self.requests)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpeed:
+    """How fast a pool is against the table, 1 = as fast. `streams_s` adds streams up over time.
+
+    `rps` is what one replica without a row of the table was seen to finish a second.
+    """
+
+    ratio: float = 1.0
+    rps: float | None = None
+    streams_s: float = 0.0
+    replicas_s: float = 0.0
+    was_short: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """All of it for one model; `served` is what the bin began with, by gateway and pool."""
+
+    history: DemandHistory = field(default_factory=DemandHistory)
+    lengths: LengthSums = field(default_factory=LengthSums)
+    served: Mapping[str, Served] = field(default_factory=dict)
+    speeds: Mapping[str, PoolSpeed] = field(default_factory=dict)
+    looked_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a bin ended with: whether requests wait, and the promised pace."""
+
+    is_short: bool
+    tpot_s_max: float
+
+
+def learn(
+    learned: Learned, reports: Sequence[GatewaySignals], app: str, *, now_s: float, keep_s: float
+) -> Learned:
+    """Return what is known after a look at what gateways report of one model."""
+    parts = [(r.gateway, model) for r in reports for model in r.models if model.app == app]
+    seen = {gateway: Counts(m.arrived, m.arrived_may_burst) for gateway, m in parts}
+    before = learned.history
+    history = note_arrivals(before, seen, now_s=now_s, keep_s=keep_s)
+    learned = _add_up(learned, [model for _, model in parts], now_s=now_s)
+    learned = replace(learned, history=history, looked_s=now_s)
+    if history.open_since_s == before.open_since_s:
+        return learned
+    return _close_bin(learned, parts, is_whole=history.closed > before.closed)
+
+
+def estimate_rps(
+    learned: Learned, pool: PoolSignal, *, tpot_s_max: float, is_corrected: bool
+) -> float | None:
+    """Return what one replica of a pool sustains, None while nothing tells."""
+    speed = learned.speeds.get(pool.pool, PoolSpeed())
+    lengths = learned.lengths.mean
+    performance = find_performance(pool)
+    if lengths is None:
+        return None
+    if performance is None:
+        return speed.rps
+    rps = find_rps(performance, lengths, slots=pool.slots_per_replica, tpot_s_max=tpot_s_max)
+    return rps * speed.ratio if is_corrected else rps
+
+
+def find_performance(pool: PoolSignal) -> Performance | None:
+    """Return what the GPU table says of a pool's replicas, None if it says nothing."""
+    row = load_rows().get(pool.gpu_row) if pool.gpu_row is not None else None
+    return row.to_decode_performance() if row is not None else None
+
+
+def _add_up(learned: Learned, parts: Sequence[ModelSignal], *, now_s: float) -> Learned:
+    """Return it with streams and replicas added up over the time since the last look."""
+    gap_s = 0.0 if learned.looked_s is None else now_s - learned.looked_s
+    gap_s = gap_s if 0 <= gap_s <= BIN_S else 0.0
+    speeds = dict(learned.speeds)
+    streams: dict[str, int] = {}
+    replicas: dict[str, int] = {}
+    for model in parts:
+        for pool in model.pools:
+            streams[pool.pool] = streams.get(pool.pool, 0) + pool.streams_running
+            replicas[pool.pool] = max(replicas.get(pool.pool, 0), pool.replicas_running)
+    for name, count in streams.items():
+        known = speeds.get(name, PoolSpeed())
+        speeds[name] = replace(
+            known,
+            streams_s=known.streams_s + count * gap_s,
+            replicas_s=known.replicas_s + replicas[name] * gap_s,
+        )
+    return replace(learned, speeds=speeds)
+
+
+def _close_bin(
+    learned: Learned, parts: Sequence[tuple[str, ModelSignal]], *, is_whole: bool
+) -> Learned:
+    """Return it after a bin: lengths and speeds take in what was answered in it.
+
+    A bin that isn't whole, after a silence, teaches nothing: only its end is a new beginning.
+    """
+    served: dict[str, Served] = {}
+    fresh: dict[str, Served] = {}
+    pools: dict[str, PoolSignal] = {}
+    for gateway, model in parts:
+        for pool in model.pools:
+            key = f"{gateway}/{pool.pool}"
+            served[key] = pool.served
+            pools[pool.pool] = pool
+            new = _subtract(pool.served, learned.served.get(key))
+            fresh[pool.pool] = _add(fresh.get(pool.pool, Served()), new)
+    seen = _Seen(
+        is_short=any(
+            m.waiting_internal + m.waiting_public + m.waiting_restricted for _, m in parts
+        ),
+        tpot_s_max=min((model.tpot_s_max for _, model in parts), default=math.inf),
+    )
+    lengths = learned.lengths
+    if is_whole:
+        for new in fresh.values():
+            lengths = _lengthen(lengths, new)
+        lengths = _fade(lengths)
+    speeds: dict[str, PoolSpeed] = {}
+    for name, pool in pools.items():
+        known = learned.speeds.get(name, PoolSpeed())
+        new = fresh[name] if is_whole else Served()
+        speeds[name] = _learn_speed(known, pool, new, lengths, seen=seen)
+    return replace(learned, lengths=lengths, served=served, speeds=speeds)
+
+
+def _learn_speed(
+    speed: PoolSpeed, pool: PoolSignal, new: Served, sums: LengthSums, *, seen: _Seen
+) -> PoolSpeed:
+    """Return a pool's speed after a bin, with nothing added up any more."""
+    lengths, performance = sums.mean, find_performance(pool)
+    ratio, rps = speed.ratio, speed.rps
+    slots_s = speed.replicas_s * pool.slots_per_replica
+    is_full = seen.is_short and speed.was_short and speed.streams_s >= _FULL * slots_s > 0
+    full_rps = new.requests / speed.replicas_s if is_full else None
+    if full_rps is not None:
+        rps = full_rps if rps is None else rps + _SPEED_WEIGHT * (full_rps - rps)
+    elif rps is None and new.requests >= _REQUESTS_MIN and new.hold_s > 0:
+        # Slots by how long one is held: right only for a full replica, and corrected by one.
+        rps = pool.slots_per_replica * new.requests / new.hold_s
+    if performance is not None and lengths is not None and speed.replicas_s > 0:
+        if full_rps is not None:
+            expected = find_rps(
+                performance,
+                lengths,
+                slots=pool.slots_per_replica,
+                tpot_s_max=seen.tpot_s_max,
+            )
+            ratio = _approach(ratio, full_rps / expected)
+        elif new.decode_tokens >= _TOKENS_MIN and new.decode_s > 0:
+            batch = max(1.0, speed.streams_s / speed.replicas_s)
+            pace_s = find_pace_s(performance, lengths, batch=batch)
+            ratio = _approach(ratio, pace_s * new.decode_tokens / new.decode_s)
+    return PoolSpeed(ratio=ratio, rps=rps, was_short=seen.is_short)
+
+
+def _approach(ratio: float, found: float) -> float:
+    found = min(_SPEED_MAX, max(_SPEED_MIN, found))
+    return ratio + _SPEED_WEIGHT * (found - ratio)
+
+
+def _lengthen(sums: LengthSums, new: Served) -> LengthSums:
+    return LengthSums(
+        sums.requests + new.requests,
+        sums.prompt_tokens + new.prompt_tokens,
+        sums.output_tokens + new.output_tokens,
+    )
+
+
+def _fade(sums: LengthSums) -> LengthSums:
+    share = 0.5 ** (BIN_S / _HALF_LIFE_S)
+    return LengthSums(sums.requests * share, sums.prompt_tokens * share, sums.output_tokens * share)
+
+
+def _subtract(now: Served, before: Served | None) -> Served:
+    """Return what was served since; a counter that fell began again at zero."""
+    if before is None or now.requests < before.requests:
+        return now if before is not None else Served()
+    return Served(
+        requests=now.requests - before.requests,
+        prompt_tokens=now.prompt_tokens - before.prompt_tokens,
+        output_tokens=now.output_tokens - before.output_tokens,
+        hold_s=now.hold_s - before.hold_s,
+        first_tokens=now.first_tokens - before.first_tokens,
+        ttft_s=now.ttft_s - before.ttft_s,
+        decode_tokens=now.decode_tokens - before.decode_tokens,
+        decode_s=now.decode_s - before.decode_s,
+    )
+
+
+def _add(one: Served, other: Served) -> Served:
+    return Served(
+        requests=one.requests + other.requests,
+        prompt_tokens=one.prompt_tokens + other.prompt_tokens,
+        output_tokens=one.output_tokens + other.output_tokens,
+        hold_s=one.hold_s + other.hold_s,
+        first_tokens=one.first_tokens + other.first_tokens,
+        ttft_s=one.ttft_s + other.ttft_s,
+        decode_tokens=one.decode_tokens + other.decode_tokens,
+        decode_s=one.decode_s + other.decode_s,
+    )
