@@ -12,6 +12,7 @@ import tarfile
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -38,29 +39,49 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class RateCurve:
-    """Pairs of a bin's start in seconds and its requests per second.
+    """Pairs of a bin's start in seconds and its requests per second; `until_s` is where it is cut.
+
+    Times count from the first bin. A row that is missing lengthens the bin before it.
 
     Raises:
-        ConfigError: there are fewer than two bins, or no rate at all.
+        ConfigError: there are fewer than two bins, not in order of time, or no rate at all.
     """
 
     name: str
     bins: tuple[tuple[float, float], ...]
+    until_s: float | None = None
 
     def __post_init__(self) -> None:
-        if len(self.bins) < 2 or not any(rate for _, rate in self.bins):  # noqa: PLR2004 - bin_s
+        if len(self.bins) < 2 or not any(rate for _, rate in self.bins):  # noqa: PLR2004 - a length
             raise ConfigError(f"{self.name} must hold at least two bins and a rate above 0.")
+        for (start_s, _), (next_s, _) in pairwise(self.bins):
+            if next_s <= start_s:
+                raise ConfigError(
+                    f"{self.name} must hold bins in order of time; got t_s {next_s:g} after "
+                    f"{start_s:g}."
+                )
 
     @property
-    def bin_s(self) -> float:
-        """The length of one bin."""
-        return self.bins[1][0] - self.bins[0][0]
+    def filled(self) -> list[tuple[float, float, float]]:
+        """Each bin's start, end and rate, up to the cut, with missing rates filled in."""
+        begin_s = self.bins[0][0]
+        starts = [start_s - begin_s for start_s, _ in self.bins]
+        ends = [*starts[1:], starts[-1] + starts[1]]
+        cut_s = float("inf") if self.until_s is None else self.until_s
+        rates = _fill_missing([rate for _, rate in self.bins])
+        spans = zip(starts, ends, rates, strict=True)
+        return [(a, min(b, cut_s), rate) for a, b, rate in spans if a < cut_s]
+
+    @property
+    def expected(self) -> float:
+        """How many requests there will be, on average."""
+        return sum((end_s - start_s) * rate for start_s, end_s, rate in self.filled)
 
     def scale_to(self, load_rps: float) -> "RateCurve":
         """Return the same curve at this mean rate: a provider's scale brought to a cluster's."""
-        filled = _fill_missing(self.bins)
-        factor = load_rps * len(filled) / sum(rate for _, rate in filled)
-        return RateCurve(self.name, tuple((start_s, rate * factor) for start_s, rate in filled))
+        factor = load_rps * self.filled[-1][1] / self.expected
+        bins = tuple((start_s, rate * factor) for start_s, rate in self.bins)
+        return RateCurve(self.name, bins, self.until_s)
 
 
 def draw_servegen(curve: RateCurve, *, lengths: Path | None, seed: int) -> Traffic:
@@ -69,20 +90,18 @@ def draw_servegen(curve: RateCurve, *, lengths: Path | None, seed: int) -> Traff
     Raises:
         ConfigError: there would be too many requests for memory.
     """
-    name, bin_s = curve.name, curve.bin_s
-    filled = _fill_missing(curve.bins)
-    expected = sum(rate for _, rate in filled) * bin_s
-    if expected > _REQUESTS_MAX:
+    if curve.expected > _REQUESTS_MAX:
         raise ConfigError(
-            f"{name} must hold at most {_REQUESTS_MAX} requests; got about {expected:.0f}. "
-            "Its rates are a provider's: give --load, --hours or both."
+            f"{curve.name} must hold at most {_REQUESTS_MAX} requests; got about "
+            f"{curve.expected:.0f}. Its rates are a provider's: give --load, --hours or both."
         )
     chance = build_random(seed, "servegen")
     inputs, outputs = _read_lengths(lengths) if lengths else (None, None)
     found: list[TraceRequest] = []
-    for start_s, rate in filled:
+    spans = curve.filled
+    for start_s, end_s, rate in spans:
         now_s = start_s
-        while rate and (now_s := now_s + chance.expovariate(rate)) < start_s + bin_s:
+        while rate and (now_s := now_s + chance.expovariate(rate)) < end_s:
             found.append(
                 TraceRequest(
                     arrival_s=now_s,
@@ -90,7 +109,7 @@ def draw_servegen(curve: RateCurve, *, lengths: Path | None, seed: int) -> Traff
                     output_tokens=_draw(outputs, chance, _OUTPUT_MEDIAN_LOG),
                 )
             )
-    return build_traffic(name, found, filled[-1][0] + bin_s)
+    return build_traffic(curve.name, found, spans[-1][1])
 
 
 def _draw(lengths: Lengths | None, chance: Random, median_log: float) -> int:
@@ -99,16 +118,14 @@ def _draw(lengths: Lengths | None, chance: Random, median_log: float) -> int:
     return max(1, round(chance.lognormvariate(median_log, _SPREAD)))
 
 
-def _fill_missing(rates: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _fill_missing(rates: Sequence[float]) -> list[float]:
     """Return the rates with each zero replaced by the mean of the nearest others."""
-    known = [index for index, (_, rate) in enumerate(rates) if rate > 0]
-    found: list[tuple[float, float]] = []
-    for index, (start_s, rate) in enumerate(rates):
-        if rate == 0:
-            at = bisect(known, index)
-            near = [rates[k][1] for k in known[max(0, at - 1) : at + 1]]
-            rate = sum(near) / len(near)  # noqa: PLW2901 - the same bin, filled
-        found.append((start_s, rate))
+    known = [index for index, rate in enumerate(rates) if rate > 0]
+    found: list[float] = []
+    for index, rate in enumerate(rates):
+        at = bisect(known, index)
+        near = [rates[k] for k in known[max(0, at - 1) : at + 1]]
+        found.append(rate or sum(near) / len(near))
     return found
 
 

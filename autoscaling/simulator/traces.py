@@ -9,11 +9,13 @@ Tidegate CSV               arrival_s,prompt_tokens,output_tokens[,restricted]
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from autoscaling.simulator.servegen import RateCurve, draw_servegen
 from autoscaling.simulator.traffic import TraceRequest, Traffic, build_traffic, spread_grid
@@ -22,16 +24,20 @@ from cluster.errors import ConfigError
 _AZURE = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]
 _SERVEGEN = ["t_s", "rate_rps"]
 _OURS = ["arrival_s", "prompt_tokens", "output_tokens"]
+_MOONCAKE = ("timestamp", "input_length", "output_length")
 _MS = 1e-3
-_FRACTION_DIGITS = 6
+_GZIP_MAGIC = b"\x1f\x8b"
+_REQUESTS_MAX = 2_000_000
+# Later than any trace begins and earlier than any clock: told apart from seconds since 1970.
+_BEGIN_S_MAX = 1e8
 
 
 @dataclass(frozen=True, slots=True)
 class RateReading:
-    """How a rate curve becomes requests; the other formats hold requests and need none of it.
+    """How a trace is read. `until_s`: nothing that arrives later, None = all of it.
 
-    `lengths` is an archive of ServeGen length distributions, `load_rps` the mean rate wanted,
-    `until_s` where the curve is cut.
+    The others are for rate curves only, the other formats hold requests: `lengths` is an archive
+    of ServeGen length distributions, `load_rps` the mean rate wanted.
     """
 
     lengths: Path | None = None
@@ -45,31 +51,42 @@ def read_trace(path: Path, *, seed: int, rates: RateReading | None = None) -> Tr
     Raises:
         ConfigError: it can't be read, or a line is wrong: file, line, value and rule are named.
     """
-    lines = _read_lines(path)
-    first = lines[0].strip() if lines else ""
-    if first.startswith("{"):
-        return _read_mooncake(path, lines, seed=seed)
-    header = [name.strip() for name in first.split(",")]
-    if header[: len(_AZURE)] == _AZURE:
-        return _read_azure(path, lines)
-    if header[: len(_SERVEGEN)] == _SERVEGEN:
-        reading = rates or RateReading()
-        curve = RateCurve(_name_of(path), _read_rates(path, lines, reading.until_s))
-        if reading.load_rps is not None:
-            curve = curve.scale_to(reading.load_rps)
-        return draw_servegen(curve, lengths=reading.lengths, seed=seed)
-    if header[: len(_OURS)] == _OURS:
-        return _read_ours(path, lines)
-    return _fail(path, 1, first[:60], f"begin with one of {_AZURE}, {_SERVEGEN}, {_OURS} or {{")
+    reading = rates or RateReading()
+    with _open_text(path) as file:
+        first = file.readline().strip()
+        if first.startswith("{"):
+            return _read_mooncake(path, first, file, seed=seed, until_s=reading.until_s)
+        header = [name.strip() for name in first.split(",")]
+        if header[: len(_AZURE)] == _AZURE:
+            return _build(path, _read_azure(path, file), reading.until_s)
+        if header[: len(_OURS)] == _OURS:
+            return _build(path, _read_ours(path, file), reading.until_s)
+        if header[: len(_SERVEGEN)] == _SERVEGEN:
+            curve = RateCurve(_name_of(path), tuple(_read_rates(path, file)), reading.until_s)
+            if reading.load_rps is not None:
+                curve = curve.scale_to(reading.load_rps)
+            return draw_servegen(curve, lengths=reading.lengths, seed=seed)
+    formats = " or ".join(",".join(names) for names in (_AZURE, _SERVEGEN, _OURS))
+    return _fail(path, 1, first[:60], f"begin with {formats}, or be a JSON object")
 
 
-def _read_lines(path: Path) -> list[str]:
+def is_rate_curve(path: Path) -> bool:
+    """Whether a file holds rates, so that its requests are drawn for the load that is wanted."""
+    with _open_text(path) as file:
+        return file.readline().split(",")[: len(_SERVEGEN)] == _SERVEGEN
+
+
+@contextmanager
+def _open_text(path: Path) -> Iterator[TextIO]:
+    """Open a file or a gzipped one, line by line: a trace may be larger than memory."""
     try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
-    except (OSError, UnicodeDecodeError, EOFError) as exc:
+        with path.open("rb") as raw:
+            is_gzip = raw.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+        opener = gzip.open if is_gzip else open
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+            yield file
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error, csv.Error) as exc:
         raise ConfigError(f"{path} must be a readable trace in UTF-8; got: {exc}.") from exc
-    return text.splitlines()
 
 
 def _name_of(path: Path) -> str:
@@ -80,8 +97,25 @@ def _fail(path: Path, line: int, value: object, rule: str) -> NoReturn:
     raise ConfigError(f"{path}, line {line}: must {rule}; got {value!r}.")
 
 
-def _list_rows(path: Path, lines: list[str], columns: int) -> Iterator[tuple[int, list[str]]]:
-    for number, row in enumerate(csv.reader(lines[1:]), start=2):
+def _build(path: Path, requests: Iterator[TraceRequest], until_s: float | None) -> Traffic:
+    """Return the requests before `until_s` as traffic; more than memory can hold is refused."""
+    found: list[TraceRequest] = []
+    duration_s = 0.0
+    for request in requests:
+        if until_s is not None and request.arrival_s >= until_s:
+            duration_s = until_s
+            continue
+        found.append(request)
+        if len(found) > _REQUESTS_MAX:
+            raise ConfigError(
+                f"{path} must hold at most {_REQUESTS_MAX} requests; it holds more. "
+                "Simulate its beginning: --hours."
+            )
+    return build_traffic(_name_of(path), found, duration_s)
+
+
+def _list_rows(path: Path, file: TextIO, columns: int) -> Iterator[tuple[int, list[str]]]:
+    for number, row in enumerate(csv.reader(file), start=2):
         if not row:
             continue
         if len(row) < columns:
@@ -89,96 +123,101 @@ def _list_rows(path: Path, lines: list[str], columns: int) -> Iterator[tuple[int
         yield number, row
 
 
-def _read_count(path: Path, line: int, text: str, name: str) -> int:
+def _read_count(path: Path, line: int, text: Any, name: str) -> int:
     try:
         count = int(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         _fail(path, line, text, f"have a whole number as {name}")
     if count < 0:
         _fail(path, line, text, f"have {name} of 0 or more")
     return max(1, count)
 
 
-def _read_number(path: Path, line: int, text: str, name: str) -> float:
+def _read_number(path: Path, line: int, text: Any, name: str) -> float:
     try:
         number = float(text)
-    except ValueError:
+    except (TypeError, ValueError):
         _fail(path, line, text, f"have a number as {name}")
     if not 0 <= number < float("inf"):
         _fail(path, line, text, f"have {name} of 0 or more")
     return number
 
 
-def _read_azure(path: Path, lines: list[str]) -> Traffic:
-    found: list[TraceRequest] = []
+def _read_azure(path: Path, file: TextIO) -> Iterator[TraceRequest]:
     first: datetime | None = None
-    for number, row in _list_rows(path, lines, len(_AZURE)):
-        whole, _, fraction = row[0].partition(".")
+    for number, row in _list_rows(path, file, len(_AZURE)):
         try:
-            # The file has 7 decimals, Python reads 6.
-            text = f"{whole}.{fraction[:_FRACTION_DIGITS] or '0'}+0000"
-            at = datetime.strptime(text, "%Y-%m-%d %H:%M:%S.%f%z")
+            at = datetime.fromisoformat(row[0].strip())
         except ValueError:
             _fail(path, number, row[0], "have a TIMESTAMP such as 2023-11-16 18:15:46.6805900")
+        at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
         first = first or at
         arrival_s = (at - first).total_seconds()
         if arrival_s < 0:
             _fail(path, number, row[0], "not be before the first TIMESTAMP")
         prompt = _read_count(path, number, row[1], "ContextTokens")
         output = _read_count(path, number, row[2], "GeneratedTokens")
-        found.append(TraceRequest(arrival_s, prompt, output))
-    return build_traffic(_name_of(path), found, 0.0)
+        yield TraceRequest(arrival_s, prompt, output)
 
 
-def _read_mooncake(path: Path, lines: list[str], *, seed: int) -> Traffic:
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            _fail(path, number, line[:60], "be a JSON object")
-        missing = {"timestamp", "input_length", "output_length"} - set(row)
-        if missing:
-            _fail(path, number, line[:60], f"have {', '.join(sorted(missing))}")
-        rows.append({**row, "line": number})
-    times = [_read_number(path, r["line"], r["timestamp"], "timestamp") * _MS for r in rows]
-    found = [
+def _read_mooncake(
+    path: Path, first: str, file: TextIO, *, seed: int, until_s: float | None
+) -> Traffic:
+    rows = list(_list_objects(path, first, file))
+    times = [_read_number(path, line, row["timestamp"], "timestamp") * _MS for line, row in rows]
+    spread = zip(rows, spread_grid(times, seed=seed), strict=True)
+    requests = (
         TraceRequest(
             arrival_s=arrival_s,
-            prompt_tokens=_read_count(path, row["line"], row["input_length"], "input_length"),
-            output_tokens=_read_count(path, row["line"], row["output_length"], "output_length"),
-            blocks=tuple(row.get("hash_ids", ())),
+            prompt_tokens=_read_count(path, line, row["input_length"], "input_length"),
+            output_tokens=_read_count(path, line, row["output_length"], "output_length"),
+            blocks=_read_blocks(path, line, row.get("hash_ids", [])),
         )
-        for row, arrival_s in zip(rows, spread_grid(times, seed=seed), strict=True)
-    ]
-    return build_traffic(_name_of(path), found, 0.0)
-
-
-def _read_rates(
-    path: Path, lines: list[str], until_s: float | None
-) -> tuple[tuple[float, float], ...]:
-    found = (
-        (
-            _read_number(path, number, row[0], "t_s"),
-            _read_number(path, number, row[1], "rate_rps"),
-        )
-        for number, row in _list_rows(path, lines, len(_SERVEGEN))
+        for (line, row), arrival_s in spread
     )
-    return tuple(bin_ for bin_ in found if until_s is None or bin_[0] < until_s)
+    return _build(path, requests, until_s)
 
 
-def _read_ours(path: Path, lines: list[str]) -> Traffic:
-    found: list[TraceRequest] = []
-    for number, row in _list_rows(path, lines, len(_OURS)):
+def _list_objects(path: Path, first: str, file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
+    number, line = 1, first
+    while line:
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                _fail(path, number, line[:60].rstrip(), "be a JSON object")
+            missing = [name for name in _MOONCAKE if name not in row]
+            if missing:
+                _fail(path, number, line[:60].rstrip(), f"have {', '.join(missing)}")
+            yield number, row
+        number, line = number + 1, file.readline()
+
+
+def _read_blocks(path: Path, line: int, given: Any) -> tuple[int, ...]:
+    if not isinstance(given, list) or not all(isinstance(block, int) for block in given):
+        _fail(path, line, given, "have a list of whole numbers as hash_ids")
+    return tuple(given)
+
+
+def _read_rates(path: Path, file: TextIO) -> Iterator[tuple[float, float]]:
+    for number, row in _list_rows(path, file, len(_SERVEGEN)):
+        start_s = _read_number(path, number, row[0], "t_s")
+        yield start_s, _read_number(path, number, row[1], "rate_rps")
+
+
+def _read_ours(path: Path, file: TextIO) -> Iterator[TraceRequest]:
+    for number, row in _list_rows(path, file, len(_OURS)):
         word = row[3].strip().lower() if len(row) > len(_OURS) else "false"
         if word not in {"true", "false"}:
             _fail(path, number, row[3], "have true or false as restricted")
-        found.append(
-            TraceRequest(
-                arrival_s=_read_number(path, number, row[0], "arrival_s"),
-                prompt_tokens=_read_count(path, number, row[1], "prompt_tokens"),
-                output_tokens=_read_count(path, number, row[2], "output_tokens"),
-                is_restricted=word == "true",
-            )
+        arrival_s = _read_number(path, number, row[0], "arrival_s")
+        if arrival_s > _BEGIN_S_MAX:
+            _fail(path, number, row[0], "have arrival_s in seconds from the start of the trace")
+        yield TraceRequest(
+            arrival_s=arrival_s,
+            prompt_tokens=_read_count(path, number, row[1], "prompt_tokens"),
+            output_tokens=_read_count(path, number, row[2], "output_tokens"),
+            is_restricted=word == "true",
         )
-    return build_traffic(_name_of(path), found, 0.0)

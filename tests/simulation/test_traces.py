@@ -60,6 +60,38 @@ def test_a_rate_curve_is_brought_to_the_load_and_zero_bins_are_filled(tmp_path: 
     assert {r.output_tokens for r in found} == {7, 9}
 
 
+def test_a_rate_curve_cut_inside_its_first_bin_still_has_the_load(tmp_path: Path) -> None:
+    """At 5 a second, 300 s of a bin of 600 s hold 1,500 requests; chance moves that by 39."""
+    path = write(tmp_path, "r.csv", "t_s,rate_rps\n600,1000\n1200,3000\n")
+    traffic = read_trace(path, seed=1, rates=RateReading(load_rps=5.0, until_s=300.0))
+    assert traffic.duration_s == 300
+    assert len(traffic.requests) == pytest.approx(1500, abs=4 * 39)
+
+
+def test_only_the_beginning_of_a_trace_is_kept(tmp_path: Path) -> None:
+    text = "arrival_s,prompt_tokens,output_tokens\n0,1,1\n5,1,1\n90,1,1\n"
+    path = write(tmp_path, "ours.csv", text)
+    traffic = read_trace(path, seed=1, rates=RateReading(until_s=60.0))
+    assert [request.arrival_s for request in traffic.requests] == [0, 5]
+    assert traffic.duration_s == 60
+
+
+def test_azure_times_with_an_offset_and_without_decimals_are_read(tmp_path: Path) -> None:
+    text = "\ufeffTIMESTAMP,ContextTokens,GeneratedTokens\r\n2024-05-10 00:00:00+00:00,3,4\r\n"
+    path = write(tmp_path, "azure.csv", text + "2024-05-10 00:00:02.009930+00:00,3,4\r\n\r\n")
+    found = read_trace(path, seed=1).requests
+    assert [request.arrival_s for request in found] == pytest.approx([0, 2.00993])
+
+
+@pytest.mark.parametrize("damage", [slice(None, -9), slice(None, 30)])
+def test_a_damaged_archive_is_named(tmp_path: Path, damage: slice) -> None:
+    path = tmp_path / "t.csv.gz"
+    text = "arrival_s,prompt_tokens,output_tokens\n" + "1,2,3\n" * 9999
+    path.write_bytes(gzip.compress(text.encode())[damage])
+    with pytest.raises(ConfigError, match=r"t\.csv\.gz must be a readable trace in UTF-8"):
+        read_trace(path, seed=1)
+
+
 def test_our_own_format_says_which_requests_are_restricted(tmp_path: Path) -> None:
     text = "arrival_s,prompt_tokens,output_tokens,restricted\n0.5,10,20,true\n1.5,11,21,false\n"
     found = read_trace(write(tmp_path, "ours.csv", text), seed=1).requests
@@ -69,7 +101,7 @@ def test_our_own_format_says_which_requests_are_restricted(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("a,b\n1,2\n", "line 1: must begin with one of"),
+        ("a,b\n1,2\n", "line 1: must begin with TIMESTAMP,.* or be a JSON object; got 'a,b'"),
         (
             "arrival_s,prompt_tokens,output_tokens\n0,1,2\n1,x,2\n",
             "line 3: .*prompt_tokens; got 'x'",
@@ -79,6 +111,17 @@ def test_our_own_format_says_which_requests_are_restricted(tmp_path: Path) -> No
         ("arrival_s,prompt_tokens,output_tokens\nnan,1,2\n", "line 2: .*arrival_s of 0 or more"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,2\n", "line 2: .*TIMESTAMP such as"),
         ('{"timestamp": 0}\n', "line 1: must have input_length, output_length"),
+        ('{"timestamp": 0, "input_length": 1, "output_length": 1}\n5\n', "line 2: .*JSON object"),
+        ('{"timestamp": null, "input_length": 1, "output_length": 1}\n', "line 1: .*timestamp"),
+        (
+            '{"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": 7}\n',
+            "line 1: must have a list of whole numbers as hash_ids; got 7",
+        ),
+        (
+            "arrival_s,prompt_tokens,output_tokens\n1700000000,1,2\n",
+            "line 2: .*seconds from the start of the trace; got '1700000000'",
+        ),
+        ("t_s,rate_rps\n600,1\n0,1\n", "in order of time; got t_s 0 after 600"),
         ("t_s,rate_rps\n0,0\n600,0\n", "at least two bins and a rate above 0"),
         ("t_s,rate_rps\n0,9000\n600,9000\n", "give --load"),
     ],
