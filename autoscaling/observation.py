@@ -83,7 +83,8 @@ def find_absurdity(model: ModelSignal) -> str | None:
 
 
 def _find_absurd_counter(model: ModelSignal) -> str | None:
-    counters = {"arrived": model.arrived, "arrived_may_burst": model.arrived_may_burst}
+    names = ("arrived", "arrived_may_burst", "late", "refused_may_burst")
+    counters: dict[str, float] = {name: getattr(model, name) for name in names}
     for pool in model.pools:
         counters |= {f"{name} of {pool.pool}": n for name, n in asdict(pool.served).items()}
     for name, counter in counters.items():
@@ -100,6 +101,8 @@ def _find_absurd_objective(model: ModelSignal) -> str | None:
     for name, limit_s in promised_s.items():
         if not 0 < limit_s < math.inf:
             return f"{name} is {limit_s:g}, which isn't a time"
+    if not 0 <= model.attainment_min <= 1:
+        return f"attainment_min is {model.attainment_min:g}, which isn't within 0..1"
     if not 0 <= model.usd_per_late_request < math.inf:
         return f"usd_per_late_request is {model.usd_per_late_request:g}, which isn't a price"
     return None
@@ -159,6 +162,7 @@ class _Look:
             waiting_may_burst=sum(part.waiting_may_burst for part in self.parts),
             learned=self.learned,
             ttft_s_max=min(part.ttft_s_max for part in self.parts),
+            attainment_min=max(part.attainment_min for part in self.parts),
             usd_per_late_request=max(part.usd_per_late_request for part in self.parts),
         )
 

@@ -56,6 +56,9 @@ _TRIES_MAX = 2
 _ENGINE_MESSAGE_CHARS_MAX = 500
 _ENGINE_REFUSALS = (400, 404, 413, 422)
 _RETRY_AFTER_FAILURE_S = 2
+_OK = 200
+# No slot in time, or no replica that answered.
+_UNSERVED = (429, 503)
 
 
 class Call(Protocol):
@@ -99,6 +102,8 @@ class Record:
     slot: HeldSlot | None = None
     engine: str = ""
     tries: int = 0
+    has_arrived: bool = False
+    may_burst: bool = False
     is_stream: bool = False
     waited_s: float | None = None
     first_byte_s: float | None = None
@@ -254,7 +259,7 @@ class Gateway:
     def settle(self, record: Record, outcome: str, *, status: int = 200) -> None:
         """Count a finished request and write its audit line."""
         total_s = time.monotonic() - record.started_s
-        self._note_served(record, total_s)
+        self._note_settled(record, status=status, total_s=total_s)
         model = record.model or NOWHERE
         site = record.slot.address.site if record.slot else NOWHERE
         data_class = record.data_class.value if record.data_class else NOWHERE
@@ -322,6 +327,8 @@ class Gateway:
                 "This model has no pool on an owned site, and this request may not leave them.",
                 code="no_allowed_site",
             )
+        record.may_burst = clearance.may_leave_owned
+        record.has_arrived = True
         waiter = desk.queue.arrive(clearance)
         for record.tries in range(1, _TRIES_MAX + 1):
             slot = record.slot = await desk.queue.wait_for_slot(waiter)
@@ -374,9 +381,14 @@ class Gateway:
         self.metrics.ttft_s.labels(record.model, address.site).observe(record.first_byte_s)
         return _Begun(slot, exchange, first, relay, rest)
 
-    def _note_served(self, record: Record, total_s: float) -> None:
-        """Count a request that a replica began to answer, for the autoscaler."""
-        if record.model is None or record.slot is None or record.first_byte_s is None:
+    def _note_settled(self, record: Record, *, status: int, total_s: float) -> None:
+        """Count, for the autoscaler, how a request went that got as far as the queue."""
+        if record.model is None or not record.has_arrived:
+            return
+        desk = self._desks[record.model]
+        desk.served.late += _is_late(record, desk.spec, status=status, total_s=total_s)
+        desk.served.refused_may_burst += status in _UNSERVED and record.may_burst
+        if record.slot is None or record.first_byte_s is None:
             return
         settled = Settled(
             held_from_s=record.waited_s or 0.0,
@@ -385,7 +397,7 @@ class Gateway:
             prompt_tokens=record.prompt_tokens,
             output_tokens=record.completion_tokens,
         )
-        self._desks[record.model].served.note(record.slot.address.pool, settled)
+        desk.served.note(record.slot.address.pool, settled)
 
     def _signal_of(self, desk: ModelDesk) -> ModelSignal:
         waiting = desk.queue.list_waiting()
@@ -407,7 +419,10 @@ class Gateway:
             arrived_may_burst=desk.queue.arrivals_may_burst,
             ttft_s_max=objective.ttft_s,
             tpot_s_max=objective.tpot_s,
+            attainment_min=objective.attainment,
             usd_per_late_request=objective.usd_per_late_request,
+            late=desk.served.late,
+            refused_may_burst=desk.served.refused_may_burst,
         )
 
     def _pool_signal(self, desk: ModelDesk, index: int) -> PoolSignal:
@@ -436,9 +451,21 @@ class Gateway:
         )
 
 
+def _is_late(record: Record, spec: ModelSpec, *, status: int, total_s: float) -> bool:
+    """Whether a request was begun after the promise, or not at all for want of a slot.
+
+    An answer sent whole hides its first token: it is judged by when it got its slot.
+    """
+    if status in _UNSERVED:
+        return True
+    begun_s = record.first_byte_s if record.is_stream else record.waited_s
+    is_answerable = status == _OK
+    return is_answerable and (total_s if begun_s is None else begun_s) > spec.objective.ttft_s
+
+
 async def _check_status(exchange: Exchange) -> None:
     """Return if the replica answers the request; raise what its status means otherwise."""
-    if exchange.status == 200:  # noqa: PLR2004 - HTTP
+    if exchange.status == _OK:
         return
     if exchange.status not in _ENGINE_REFUSALS:
         raise ReplicaFailedError(f"status {exchange.status}")

@@ -31,9 +31,11 @@ class Settled:
 
 
 class ServedTally:
-    """Counters by pool."""
+    """Counters by pool; `late` and `refused_may_burst` are as `ModelSignal` has them."""
 
     def __init__(self) -> None:
+        self.late = 0
+        self.refused_may_burst = 0
         self._served: dict[str, Served] = {}
 
     @property
@@ -51,7 +53,10 @@ def add_settled(served: Served, settled: Settled) -> Served:
     first_s = settled.first_token_s
     if first_s is not None:
         served = replace(
-            served, first_tokens=served.first_tokens + 1, ttft_s=served.ttft_s + first_s
+            served,
+            first_tokens=served.first_tokens + 1,
+            ttft_s=served.ttft_s + first_s,
+            waited_s=served.waited_s + min(settled.held_from_s, first_s),
         )
     prompt, output = settled.prompt_tokens, settled.output_tokens
     if not (_is_length(prompt) and _is_length(output)):

@@ -29,7 +29,8 @@ class Served:
     """What one pool has answered through one gateway since that started: only ever grows.
 
     `hold_s` adds up how long slots were held, `ttft_s` the time from arrival to the first token,
-    `decode_s` the time of the `decode_tokens` that came after it.
+    `waited_s` the part of it before there was a slot, `decode_s` the time of the `decode_tokens`
+    that came after it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -42,6 +43,7 @@ class Served:
     ttft_s: float = 0.0
     decode_tokens: int = 0
     decode_s: float = 0.0
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,9 @@ class ModelSignal:
 
     `waiting_may_burst` counts the waiting requests whose class and key allow a site not owned.
     `arrived` and `arrived_may_burst` count what came since the gateway started, served or not.
-    The last three are the model's objective: what is promised, and what a late answer costs.
+    The next three are the model's objective: what is promised, and what a late answer costs.
+    `late` counts what was begun after the promise or not at all, `refused_may_burst` of the latter
+    those that might have gone anywhere.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -94,7 +98,10 @@ class ModelSignal:
     arrived_may_burst: int = 0
     ttft_s_max: float = 2.0
     tpot_s_max: float = 0.1
+    attainment_min: float = 0.99
     usd_per_late_request: float = 0.01
+    late: int = 0
+    refused_may_burst: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,7 @@ async def world(
             paid: list[Any] | None = None,
             wait_s_max: float = 0.3,
             over_a_socket: bool = False,
+            ttft_s: float = 3.0,
         ) -> World:
             """Replicas are always real servers; the gateway is one where the client may leave."""
             for pool, apps in ((onprem, owned or []), (cloud, paid or [])):
@@ -115,7 +116,7 @@ async def world(
             spec = ModelSpec(
                 name="m",
                 context_tokens=2048,
-                objective=Objective(ttft_s=3.0, tpot_s=0.2, usd_per_late_request=0.25),
+                objective=Objective(ttft_s=ttft_s, tpot_s=0.2, usd_per_late_request=0.25),
                 pools=(onprem.spec, cloud.spec),
             )
             upstream = await stack.enter_async_context(Upstream())
@@ -451,6 +452,31 @@ async def test_a_request_that_failed_over_counts_once_and_where_it_was_answered(
     model = opened.gateway.observe_signals(gateway="g", now_s=1.0).models[0]
     assert model.arrived == 1
     assert [pool.served.requests for pool in model.pools] == [0, 1]
+
+
+async def test_what_was_refused_for_want_of_a_slot_is_late(world: Any) -> None:
+    """Two slots hang, three more are refused after 0.3 s: two of those might have gone anywhere."""
+    opened = await world(owned=[ScriptedReplica("silent")])
+    hanging = [asyncio.create_task(opened.chat()) for _ in range(2)]
+    await until(
+        lambda: opened.gateway.observe_signals(gateway="g", now_s=1.0).models[0].arrived == 2
+    )
+    refused = [opened.chat(), opened.chat(), opened.chat(key="home")]
+    assert {answer.status_code for answer in await asyncio.gather(*refused)} == {429}
+    model = opened.gateway.observe_signals(gateway="g", now_s=1.0).models[0]
+    assert (model.arrived, model.late, model.refused_may_burst) == (5, 3, 2)
+    for call in hanging:
+        call.cancel()
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "sent whole"])
+async def test_an_answer_begun_after_the_promise_is_late(world: Any, *, stream: bool) -> None:
+    """Nothing is begun within a nanosecond; of what the engine refuses, nothing was promised."""
+    opened = await world(owned=[ScriptedReplica("answer", "refuse")], ttft_s=1e-9)
+    await opened.chat(stream=stream)
+    await opened.chat(stream=stream)
+    model = opened.gateway.observe_signals(gateway="g", now_s=1.0).models[0]
+    assert (model.arrived, model.late, model.refused_may_burst) == (2, 1, 0)
 
 
 async def test_signals_carry_the_objective_and_the_row_of_speed(world: Any) -> None:

@@ -22,12 +22,12 @@ def settled(**changes: Any) -> Settled:
 @pytest.mark.parametrize(
     ("request_", "expected"),
     [
-        (STREAM, Served(1, 100, 10, 2.5, 1, 1.0, 9, 2.0)),
+        (STREAM, Served(1, 100, 10, 2.5, 1, 1.0, 9, 2.0, 0.5)),
         (settled(first_token_s=None), Served(1, 100, 10, 2.5)),
-        (settled(output_tokens=1), Served(1, 100, 1, 2.5, 1, 1.0)),
-        (settled(output_tokens=None), Served(first_tokens=1, ttft_s=1.0)),
-        (settled(output_tokens=10**9), Served(first_tokens=1, ttft_s=1.0)),
-        (settled(prompt_tokens=-3), Served(first_tokens=1, ttft_s=1.0)),
+        (settled(output_tokens=1), Served(1, 100, 1, 2.5, 1, 1.0, waited_s=0.5)),
+        (settled(output_tokens=None), Served(first_tokens=1, ttft_s=1.0, waited_s=0.5)),
+        (settled(output_tokens=10**9), Served(first_tokens=1, ttft_s=1.0, waited_s=0.5)),
+        (settled(prompt_tokens=-3), Served(first_tokens=1, ttft_s=1.0, waited_s=0.5)),
     ],
     ids=["stream", "sent whole", "one token", "broke off", "absurd length", "negative length"],
 )
