@@ -4,9 +4,14 @@ Pure. Two lanes share one order of arrival: requests that must stay on owned sit
 that may leave them. Each lane has a bound of its own, so neither can crowd the other out; a
 request that finds no slot doesn't hold up a later one that may use a slot it may not; and a free
 slot goes to the oldest request that may use it, so nobody starves.
+
+Under overload one order of arrival makes everybody late: each slot goes to the one who has waited
+longest. With `in_time_s` those who can still be answered in time go first, and who has waited
+longer than that takes what they leave, until a slot comes or the wait is over.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -15,24 +20,33 @@ from deployments.routing import LookAgain, ReplicaLoad, Route, Wait, decide_rout
 
 _LANE = attrgetter("may_leave_owned")
 _NUMBER = attrgetter("number")
+_ARRIVED_S = attrgetter("arrived_s")
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """Bounds of one model's queue at one gateway; `waiting_max` holds for each lane."""
+    """Bounds of one model's queue at one gateway; `waiting_max` holds for each lane.
+
+    Who has waited longer than `in_time_s` comes after all others; None = arrival alone counts.
+    """
 
     waiting_max: int = 256
     wait_s_max: float = 60.0
+    in_time_s: float | None = None
     look_again_after_s: float = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """One waiting request; `number` grows with arrival and is kept when it must be tried again."""
+    """One waiting request; `number` grows with arrival and is kept when it must be tried again.
+
+    `arrived_s` is by the clock of `plan_assignments`, and grows with `number`.
+    """
 
     number: int
     may_leave_owned: bool
     excluded: frozenset[str] = frozenset()
+    arrived_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +71,9 @@ def is_lane_full(waiting: Iterable[Ticket], newcomer: Ticket, limits: QueueLimit
 
 
 def plan_assignments(
-    waiting: Iterable[Ticket], loads: Sequence[ReplicaLoad], limits: QueueLimits
+    waiting: Iterable[Ticket], loads: Sequence[ReplicaLoad], limits: QueueLimits, *, now_s: float
 ) -> Plan:
-    """Who takes which slot, oldest first.
+    """Who takes which slot: oldest first, those who are late already after all others.
 
     A lane whose turn finds nothing is passed over from there on: the replicas are the same for all
     of it. Tickets with replicas of their own to avoid are always looked at one by one.
@@ -67,7 +81,7 @@ def plan_assignments(
     current = {load.replica_id: load for load in loads}
     assignments: list[Assignment] = []
     look_again: set[str] = set()
-    ordered = sorted(waiting, key=_NUMBER)
+    ordered = _order(waiting, limits, now_s=now_s)
     open_lanes = set(map(_LANE, ordered))
     for ticket in ordered:
         if not open_lanes:
@@ -90,6 +104,17 @@ def plan_assignments(
         if not ticket.excluded:
             open_lanes.discard(ticket.may_leave_owned)
     return Plan(tuple(assignments), tuple(sorted(look_again)))
+
+
+def _order(waiting: Iterable[Ticket], limits: QueueLimits, *, now_s: float) -> list[Ticket]:
+    ordered = sorted(waiting, key=_NUMBER)
+    if limits.in_time_s is None or not ordered:
+        return ordered
+    since_s = now_s - limits.in_time_s
+    if ordered[0].arrived_s >= since_s:
+        return ordered
+    late = bisect_left(ordered, since_s, key=_ARRIVED_S)
+    return ordered[late:] + ordered[:late]
 
 
 def is_anything_running(

@@ -25,10 +25,20 @@ class GatewayLimits(Strict):
     wait_s_max: Annotated[float, Field(gt=0, le=3600)] = Field(
         default=60.0, description="Longest wait for a slot."
     )
+    in_time_ratio: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="Share of the model's objective.ttft_s after which a waiting request counts as "
+        "late and comes after all others; none = by arrival alone.",
+    )
 
-    def to_queue_limits(self) -> QueueLimits:
-        """The part that bounds a model's queue."""
-        return QueueLimits(waiting_max=self.waiting_max, wait_s_max=self.wait_s_max)
+    def to_queue_limits(self, model: ModelSpec) -> QueueLimits:
+        """The part that bounds this model's queue."""
+        ratio = self.in_time_ratio
+        return QueueLimits(
+            waiting_max=self.waiting_max,
+            wait_s_max=self.wait_s_max,
+            in_time_s=None if ratio is None else ratio * model.objective.ttft_s,
+        )
 
 
 class GatewayArgs(Strict):

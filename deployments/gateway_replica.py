@@ -70,12 +70,12 @@ class GatewayReplica:
 
     def __init__(self, args: "GatewayArgs") -> None:
         self._id = uuid.uuid4().hex[:12]
-        limits = args.limits.to_queue_limits()
         desks = [
             ModelDesk(
                 model,
                 ModelQueue(
-                    [ServePool(pool, app=model.name) for pool in model.pools], limits=limits
+                    [ServePool(pool, app=model.name) for pool in model.pools],
+                    limits=args.limits.to_queue_limits(model),
                 ),
             )
             for model in args.models

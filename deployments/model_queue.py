@@ -72,7 +72,7 @@ class Waiter:
     @property
     def ticket(self) -> Ticket:
         """What the decisions may know about it."""
-        return Ticket(self.number, self.clearance.may_leave_owned, self.excluded)
+        return Ticket(self.number, self.clearance.may_leave_owned, self.excluded, self.arrived_s)
 
 
 class ModelQueue:
@@ -183,7 +183,7 @@ class ModelQueue:
         """Observe, decide and act once; called whenever something may have changed."""
         if not self._waiting:
             return
-        plan = plan_assignments(self._tickets(), self._observe(), self._limits)
+        plan = plan_assignments(self._tickets(), self._observe(), self._limits, now_s=self._clock())
         for assignment in plan.assignments:
             self._assign(assignment)
         if plan.look_again and (self._look is None or self._look.done()):

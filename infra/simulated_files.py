@@ -56,6 +56,8 @@ def read_scenario(choices: Choices) -> Scenario:
     settings = parse_cluster_config(raw, file=str(choices.cluster_file))
     serve_file = read_serve_file(choices.serve_file, port=8000, keys_file=Path("unused"))
     model = _find_model(serve_file.gateway.models, choices.model)
+    objective = _find_objective(model.objective, choices)
+    model = model.model_copy(update={"objective": objective})
     gpu_rows = find_gpu_rows(model, choices.rows)
     usual_s = 60 * float(raw.get("idle_timeout_minutes", _IDLE_MINUTES))
     return Scenario(
@@ -67,8 +69,8 @@ def read_scenario(choices: Choices) -> Scenario:
             name: float(kind.get("idle_timeout_s") or usual_s)
             for name, kind in raw["available_node_types"].items()
         },
-        queue=serve_file.gateway.limits.to_queue_limits(),
-        slo=_find_slo(model.objective, choices),
+        queue=serve_file.gateway.limits.to_queue_limits(model),
+        slo=Slo(ttft_s=objective.ttft_s, tpot_s=objective.tpot_s),
         spot=SPOT_HEAVY if choices.is_spot_heavy else SpotMarket(),
         wan_s=choices.wan_s,
         owned_usd_per_gpu_hour=Decimal(str(choices.owned_usd_per_gpu_hour)),
@@ -76,12 +78,11 @@ def read_scenario(choices: Choices) -> Scenario:
     )
 
 
-def _find_slo(objective: Objective, choices: Choices) -> Slo:
-    ttft_s, tpot_s = choices.slo_ttft_s, choices.slo_tpot_s
-    return Slo(
-        ttft_s=objective.ttft_s if ttft_s is None else ttft_s,
-        tpot_s=objective.tpot_s if tpot_s is None else tpot_s,
-    )
+def _find_objective(objective: Objective, choices: Choices) -> Objective:
+    """Return the serve file's objective with what was chosen instead."""
+    chosen = {"ttft_s": choices.slo_ttft_s, "tpot_s": choices.slo_tpot_s}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return objective.model_copy(update=given)
 
 
 def _find_model(models: tuple[ModelSpec, ...], name: str | None) -> ModelSpec:

@@ -64,7 +64,7 @@ class Gateway:
         self._tally.arrived += 1
         clearance = _CLEARANCES[request.is_restricted]
         self.arrivals_may_burst += clearance.may_leave_owned
-        ticket = Ticket(self.arrivals, clearance.may_leave_owned)
+        ticket = Ticket(self.arrivals, clearance.may_leave_owned, arrived_s=request.arrival_s)
         if self._waiting and is_lane_full(self._tickets.values(), ticket, self._limits):
             self._tally.rejected += 1
             return
@@ -116,7 +116,12 @@ class Gateway:
         self._is_dispatching = True
         while self._is_changed and self._waiting:
             self._is_changed = False
-            plan = plan_assignments(self._tickets.values(), self._list_loads(), self._limits)
+            plan = plan_assignments(
+                self._tickets.values(),
+                self._list_loads(),
+                self._limits,
+                now_s=self._clock.now_s,
+            )
             for assignment in plan.assignments:
                 self._assign(assignment.number, assignment.route.load)
         self._is_dispatching = False

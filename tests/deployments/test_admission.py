@@ -1,9 +1,12 @@
 """Admission: bounded lanes, one order of arrival, nobody blocked by who may use less."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.admission import (
+    Plan,
     QueueLimits,
     Ticket,
     estimate_retry_after_s,
@@ -25,8 +28,19 @@ def ticket(number: int, *, may_leave: bool = True) -> Ticket:
     return Ticket(number, may_leave)
 
 
-def assigned(plan: object) -> dict[int, str]:
-    return {one.number: one.route.load.replica_id for one in plan.assignments}  # type: ignore[attr-defined]
+def plan(
+    waiting: list[Ticket],
+    loads: list[ReplicaLoad],
+    *,
+    in_time_s: float | None = None,
+    now_s: float = 0.0,
+) -> Plan:
+    limits = replace(LIMITS, in_time_s=in_time_s)
+    return plan_assignments(waiting, loads, limits, now_s=now_s)
+
+
+def assigned(found: Plan) -> dict[int, str]:
+    return {one.number: one.route.load.replica_id for one in found.assignments}
 
 
 TICKETS = st.lists(st.booleans(), max_size=12).map(
@@ -50,35 +64,35 @@ def test_each_lane_has_a_bound_of_its_own() -> None:
 def test_a_restricted_request_without_a_slot_does_not_hold_up_the_others() -> None:
     waiting = [ticket(1, may_leave=False), ticket(2)]
     loads = [replica("o", owned=True, held=1), replica("c", owned=False)]
-    assert assigned(plan_assignments(waiting, loads, LIMITS)) == {2: "c"}
+    assert assigned(plan(waiting, loads)) == {2: "c"}
 
 
 def test_an_owned_slot_goes_to_the_oldest_whatever_its_lane() -> None:
     loads = [replica("o", owned=True)]
     restricted_first = [ticket(1, may_leave=False), ticket(2)]
     others_first = [ticket(1), ticket(2, may_leave=False)]
-    assert assigned(plan_assignments(restricted_first, loads, LIMITS)) == {1: "o"}
-    assert assigned(plan_assignments(others_first, loads, LIMITS)) == {1: "o"}
+    assert assigned(plan(restricted_first, loads)) == {1: "o"}
+    assert assigned(plan(others_first, loads)) == {1: "o"}
 
 
 def test_a_request_that_avoids_a_failed_replica_does_not_close_its_lane() -> None:
     avoiding = Ticket(1, may_leave_owned=True, excluded=frozenset({"o"}))
-    plan = plan_assignments([avoiding, ticket(2)], [replica("o", owned=True)], LIMITS)
-    assert assigned(plan) == {2: "o"}
+    found = plan([avoiding, ticket(2)], [replica("o", owned=True)])
+    assert assigned(found) == {2: "o"}
 
 
 def test_old_hearsay_is_checked_before_anyone_goes_elsewhere() -> None:
     loads = [replica("o", owned=True, others=1, seen_age_s=9.0), replica("c", owned=False)]
-    plan = plan_assignments([ticket(1), ticket(2, may_leave=False)], loads, LIMITS)
-    assert plan.assignments == ()
-    assert plan.look_again == ("o",)
+    found = plan([ticket(1), ticket(2, may_leave=False)], loads)
+    assert found.assignments == ()
+    assert found.look_again == ("o",)
 
 
 @given(TICKETS, FREE)
 def test_no_slot_is_given_twice_and_none_a_waiter_could_use_stays_free(
     waiting: list[Ticket], loads: list[ReplicaLoad]
 ) -> None:
-    taken = assigned(plan_assignments(waiting, loads, LIMITS))
+    taken = assigned(plan(waiting, loads))
     for load in loads:
         used = list(taken.values()).count(load.replica_id)
         assert used <= load.slots
@@ -89,7 +103,7 @@ def test_no_slot_is_given_twice_and_none_a_waiter_could_use_stays_free(
 
 @given(TICKETS, FREE)
 def test_within_a_lane_nobody_is_overtaken(waiting: list[Ticket], loads: list[ReplicaLoad]) -> None:
-    taken = assigned(plan_assignments(waiting, loads, LIMITS))
+    taken = assigned(plan(waiting, loads))
     for lane in (True, False):
         served = [one.number in taken for one in waiting if one.may_leave_owned is lane]
         assert served == sorted(served, reverse=True)
@@ -99,9 +113,69 @@ def test_within_a_lane_nobody_is_overtaken(waiting: list[Ticket], loads: list[Re
 def test_a_restricted_request_never_gets_a_paid_slot(
     waiting: list[Ticket], loads: list[ReplicaLoad]
 ) -> None:
-    plan = plan_assignments(waiting, loads, LIMITS)
+    found = plan(waiting, loads)
     lanes = {one.number: one.may_leave_owned for one in waiting}
-    assert all(one.route.load.owned or lanes[one.number] for one in plan.assignments)
+    assert all(one.route.load.owned or lanes[one.number] for one in found.assignments)
+
+
+AGED = st.lists(st.tuples(st.booleans(), st.floats(0.0, 4.0)), max_size=12).map(
+    lambda given: [
+        Ticket(number, may_leave, arrived_s=arrived_s)
+        for number, (may_leave, arrived_s) in enumerate(sorted(given, key=lambda one: one[1]))
+    ]
+)
+NOW_S = 4.0
+IN_TIME_S = st.floats(0.5, 5.0)
+
+
+@given(AGED, FREE, IN_TIME_S)
+def test_nobody_in_time_waits_while_a_late_one_has_a_slot_it_could_use(
+    waiting: list[Ticket], loads: list[ReplicaLoad], in_time_s: float
+) -> None:
+    """A slot that a late one took is owned, or both it and the one who waits may leave."""
+    taken = assigned(plan(waiting, loads, in_time_s=in_time_s, now_s=NOW_S))
+    is_late = {one.number: NOW_S - one.arrived_s > in_time_s for one in waiting}
+    owned = {load.replica_id: load.owned for load in loads}
+    taken_late = [replica_id for number, replica_id in taken.items() if is_late[number]]
+    for one in waiting:
+        if one.number not in taken and not is_late[one.number]:
+            assert not [r for r in taken_late if owned[r] or one.may_leave_owned]
+
+
+@given(AGED, FREE, IN_TIME_S)
+def test_late_ones_get_every_slot_the_others_leave_and_go_by_age_themselves(
+    waiting: list[Ticket], loads: list[ReplicaLoad], in_time_s: float
+) -> None:
+    taken = assigned(plan(waiting, loads, in_time_s=in_time_s, now_s=NOW_S))
+    for load in loads:
+        used = list(taken.values()).count(load.replica_id)
+        assert used <= load.slots
+        left_out = [one for one in waiting if one.number not in taken]
+        if used < load.slots:
+            assert not [one for one in left_out if load.owned or one.may_leave_owned]
+    for lane in (True, False):
+        late = [
+            one.number in taken
+            for one in waiting
+            if one.may_leave_owned is lane and NOW_S - one.arrived_s > in_time_s
+        ]
+        assert late == sorted(late, reverse=True)
+
+
+@given(AGED, FREE)
+def test_as_long_as_nobody_is_late_the_order_is_that_of_arrival(
+    waiting: list[Ticket], loads: list[ReplicaLoad]
+) -> None:
+    by_arrival = plan(waiting, loads, now_s=NOW_S)
+    assert plan(waiting, loads, in_time_s=NOW_S, now_s=NOW_S) == by_arrival
+
+
+def test_one_slot_goes_to_the_oldest_in_time_and_with_no_such_one_to_the_oldest() -> None:
+    waiting = [Ticket(n, may_leave_owned=True, arrived_s=float(n)) for n in (1, 2, 3, 4)]
+    loads = [replica("o", owned=True)]
+    assert assigned(plan(waiting, loads, in_time_s=2.0, now_s=4.5)) == {3: "o"}
+    assert assigned(plan(waiting, loads, in_time_s=2.0, now_s=9.0)) == {1: "o"}
+    assert assigned(plan(waiting, loads, in_time_s=None, now_s=4.5)) == {1: "o"}
 
 
 def test_busy_and_not_running_are_told_apart() -> None:

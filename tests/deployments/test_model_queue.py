@@ -87,6 +87,31 @@ async def test_a_released_slot_goes_to_the_one_who_waited_longest(
     second.cancel()
 
 
+async def test_a_late_waiter_lets_one_in_time_go_first_and_is_served_after_it(
+    onprem: FakePool,
+) -> None:
+    """Promised within 2 s: at 5.5 s one has waited 5 s, the other half a second."""
+    now_s = 0.0
+    limits = replace(PATIENT, in_time_s=2.0)
+    queue = ModelQueue([onprem], limits=limits, clock=lambda: now_s)
+    onprem.add("o")
+    held = [await take(queue) for _ in range(2)]
+    now_s = 0.5
+    late = asyncio.create_task(take(queue))
+    await settle()
+    now_s = 5.0
+    in_time = asyncio.create_task(take(queue))
+    await settle()
+    now_s = 5.5
+    held[0].release()
+    await settle()
+    assert (in_time.done(), late.done()) == (True, False)
+    held[1].release()
+    await settle()
+    assert late.done()
+    await queue.close()
+
+
 async def test_restricted_waits_for_owned_while_others_go_to_the_cloud(
     queue: ModelQueue, onprem: FakePool, cloud: FakePool
 ) -> None:
