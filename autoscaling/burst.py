@@ -22,6 +22,9 @@ from autoscaling.break_even import (
 from autoscaling.outlook import Outlook, build_outlook
 from autoscaling.snapshot import BurstPolicy, ModelView, PoolView
 
+# Half of what may be late is planned with: the other half is for what no forecast sees.
+_PLANNED_SHARE = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
@@ -126,6 +129,7 @@ def look_ahead(
         history,
         owned_rps=leave_room(owned_rps, ttft_s_max=model.ttft_s_max),
         return_s=return_s,
+        late_ratio_max=_PLANNED_SHARE * (1 - model.attainment_min),
         is_blind="forecast" in policy.ablated,
     )
     terms = Terms(

@@ -2,9 +2,10 @@
 
 Gateways report counters that only grow; their differences are collected into bins of
 `history.BIN_S`. Lengths are means that forget with a half-life of ten minutes. A pool's speed is
-the ratio of what is seen to what the GPU table expects: of the pace per token at any load, and of
-the requests finished a second while some wait, which is what its capacity really is. It stays
-within a quarter and four times, so that no odd bin decides alone. Pure; memory is a value in and
+the ratio of what is seen to what the GPU table expects: of the requests finished a second while all
+slots are taken and some wait, which is what its capacity really is; else of the pace per token,
+where that is off by more than half. It stays within a quarter and four times, and each bin moves it
+by a fifth, so that no odd bin decides alone. Pure; memory is a value in and
 a value out.
 """
 
@@ -23,6 +24,7 @@ _REQUESTS_MIN = 20.0
 _TOKENS_MIN = 200
 _SPEED_WEIGHT = 0.2
 _FULL = 0.9
+_PACE_NEAR = 1.5
 _SPEED_MIN, _SPEED_MAX = 0.25, 4.0
 
 
@@ -194,8 +196,14 @@ def _learn_speed(
         elif new.decode_tokens >= _TOKENS_MIN and new.decode_s > 0:
             batch = max(1.0, speed.streams_s / speed.replicas_s)
             pace_s = find_pace_s(performance, lengths, batch=batch)
-            ratio = _approach(ratio, pace_s * new.decode_tokens / new.decode_s)
+            found = pace_s * new.decode_tokens / new.decode_s
+            ratio = _approach(ratio, 1.0 if _is_near(found) else found)
     return PoolSpeed(ratio=ratio, rps=rps, was_short=seen.is_short)
+
+
+def _is_near(found: float) -> bool:
+    """Whether a pace is within what a changing mix of requests makes of the table's."""
+    return 1 / _PACE_NEAR <= found <= _PACE_NEAR
 
 
 def _approach(ratio: float, found: float) -> float:

@@ -31,6 +31,7 @@ _SLOPE_ERRORS_MIN = 2.0
 class Outlook:
     """What may come over `owned_rps`. Rates in requests a second, times in s.
 
+    `late_ratio_max` is the share (0-1) of what owned capacity begins that may be late.
     `now`: recent excess bins of the present rise, empty when there is none; `past`: all excess
     bins kept; `onsets`: those within a return's time of a rise's begin, zeros elsewhere.
     `age_s`: how long the present rise has lasted; `durations_s`: of earlier ones; `quiet_s`: since
@@ -38,6 +39,7 @@ class Outlook:
     """
 
     owned_rps: float
+    late_ratio_max: float = 0.0
     level_rps: float = 0.0
     now: tuple[float, ...] = ()
     past: tuple[float, ...] = ()
@@ -72,14 +74,22 @@ class Outlook:
         return more_s
 
     def count_spared(self, before_rps: float, after_rps: float, window: "Window") -> float:
-        """Return how many requests more capacity over the owned one begins in time in a window."""
-        over_now = _mean_between(self.now, before_rps, after_rps)
-        over_past = _mean_between(
-            self.onsets if window.is_kept else self.past, before_rps, after_rps
-        )
+        """Return how many requests more capacity over the owned one begins in time in a window.
+
+        Only those beyond what may be late count: nobody pays for the last in a hundred.
+        """
+        past = self.onsets if window.is_kept else self.past
+        over_now = self._find_late_rps(self.now, before_rps)
+        over_now -= self._find_late_rps(self.now, after_rps)
+        over_past = self._find_late_rps(past, before_rps) - self._find_late_rps(past, after_rps)
         over_past *= self.chance_of_return
         rising_s = self._rising_s(window)
         return rising_s * max(over_now, over_past) + (window.length_s - rising_s) * over_past
+
+    def _find_late_rps(self, excess: Sequence[float], rented_rps: float) -> float:
+        """Return what is late beside so much rented capacity, beyond what may be."""
+        late = _mean([max(0.0, rate - rented_rps) for rate in excess])
+        return max(0.0, late - self.late_ratio_max * self.owned_rps)
 
     def _rising_s(self, window: "Window") -> float:
         """Return how many of the window's seconds the present rise is expected to fill."""
@@ -101,21 +111,22 @@ class Window:
 
 
 def build_outlook(
-    history: DemandHistory, *, owned_rps: float, return_s: float, is_blind: bool = False
+    history: DemandHistory,
+    *,
+    owned_rps: float,
+    return_s: float,
+    late_ratio_max: float = 0.0,
+    is_blind: bool = False,
 ) -> Outlook:
     """Return the outlook over an owned capacity; `return_s`: how long a node takes to come back.
 
     `is_blind`: without a forecast. What is over now stays as it is, and nothing returns.
     """
     if is_blind:
-        now = _look_ahead(history, owned_rps * BIN_S, bins=_SMOOTH_BINS, change=0.0)
-        return Outlook(owned_rps, now=now, age_s=math.inf if any(now) else 0.0)
-    per_bin = owned_rps * BIN_S
-    excess = tuple(
-        _find_excess(every, leaving, per_bin) / BIN_S
-        for every, leaving in zip(history.all, history.may_burst, strict=True)
-    )
-    flags = _find_rises(history, per_bin)
+        now = _find_excess(history, owned_rps)[-_SMOOTH_BINS:]
+        return Outlook(owned_rps, late_ratio_max, now=now, age_s=math.inf if any(now) else 0.0)
+    excess = _find_excess(history, owned_rps)
+    flags = [rate > 0 for rate in excess]
     spells = _find_spells(flags)
     rising = bool(flags) and flags[-1]
     ended = spells[:-1] if rising else spells
@@ -124,14 +135,15 @@ def build_outlook(
     gaps_s = tuple((begin - end) * BIN_S for (_, end), (begin, _) in pairwise(spells))
     quiet_s = 0.0 if rising or not spells else (len(flags) - spells[-1][1]) * BIN_S
     return_bins = max(1, math.ceil(return_s / BIN_S))
-    slope = find_slope(history.may_burst[-_SLOPE_BINS:])
+    climb_rps = _find_climb_rps(history, ahead_s=return_s)
     recent = max(1, min(_RECENT_BINS, int(age_s / BIN_S))) if rising else _RECENT_BINS
-    ahead = _look_ahead(history, per_bin, bins=recent, change=slope * return_s / BIN_S)
-    if slope > 0 and sum(ahead) > 0:
+    ahead = _find_excess(history, owned_rps, more_rps=climb_rps)[-recent:]
+    if climb_rps > 0 and any(ahead):
         # A climb that will be over capacity counts as a rise as old as the climb.
-        age_s = max(age_s, min(len(flags), _SLOPE_BINS) * BIN_S)
+        age_s = max(age_s, _SLOPE_BINS * BIN_S)
     return Outlook(
         owned_rps=owned_rps,
+        late_ratio_max=late_ratio_max,
         level_rps=_mean(history.all[-_SMOOTH_BINS:]) / BIN_S,
         now=ahead if age_s > 0 else (),
         past=excess,
@@ -144,22 +156,22 @@ def build_outlook(
     )
 
 
-def _find_excess(every: float, leaving: float, owned_per_bin: float) -> float:
-    """Return what may leave and finds no owned room, after what must stay has taken its own."""
-    room = max(0.0, owned_per_bin - (every - leaving))
-    return max(0.0, leaving - room)
+def _find_excess(
+    history: DemandHistory, owned_rps: float, *, more_rps: float = 0.0
+) -> tuple[float, ...]:
+    """Return what may leave and finds no owned room, in requests a second, bin by bin.
 
-
-def _find_rises(history: DemandHistory, owned_per_bin: float) -> list[bool]:
-    """Return for each bin whether it belongs to a rise, judged by the mean of bins up to it."""
-    flags: list[bool] = []
+    What must stay takes its own room first. Each bin is the mean of those up to it: what is over
+    for ten seconds only finds slots that are free by chance.
+    """
+    found: list[float] = []
     for index in range(len(history.all)):
-        begin = max(0, index + 1 - _SMOOTH_BINS)
-        every = _mean(history.all[begin : index + 1])
-        leaving = _mean(history.may_burst[begin : index + 1])
-        room = max(0.0, owned_per_bin - (every - leaving))
-        flags.append(leaving > room)
-    return flags
+        bins = slice(max(0, index + 1 - _SMOOTH_BINS), index + 1)
+        every = _mean(history.all[bins]) / BIN_S
+        leaving = _mean(history.may_burst[bins]) / BIN_S
+        room_rps = max(0.0, owned_rps - (every - leaving))
+        found.append(max(0.0, leaving + more_rps - room_rps))
+    return tuple(found)
 
 
 def _find_spells(flags: Sequence[bool]) -> list[tuple[int, int]]:
@@ -188,15 +200,12 @@ def _keep_onsets(
     return tuple(kept)
 
 
-def _look_ahead(
-    history: DemandHistory, owned_per_bin: float, *, bins: int, change: float
-) -> tuple[float, ...]:
-    """Return the excess of the last bins as it is expected to be, `change` requests a bin later."""
-    pairs = zip(history.all[-bins:], history.may_burst[-bins:], strict=True)
-    return tuple(
-        _find_excess(every + change, max(0.0, leaving + change), owned_per_bin) / BIN_S
-        for every, leaving in pairs
-    )
+def _find_climb_rps(history: DemandHistory, *, ahead_s: float) -> float:
+    """Return what a climb of the last minutes adds until then; it goes on for as long at most."""
+    bins = history.may_burst[-_SLOPE_BINS:]
+    if len(bins) < _SLOPE_BINS:
+        return 0.0
+    return find_slope(bins) * min(ahead_s, _SLOPE_BINS * BIN_S) / BIN_S / BIN_S
 
 
 def find_slope(bins: Sequence[int]) -> float:
@@ -219,13 +228,6 @@ def _fit_slope(bins: Sequence[int]) -> float:
     left = sum((value - mean - slope * (index - middle)) ** 2 for index, value in enumerate(bins))
     error = math.sqrt(left / (count - 2) / spread)
     return slope if abs(slope) > _SLOPE_ERRORS_MIN * error else 0.0
-
-
-def _mean_between(bins: Sequence[float], before_rps: float, after_rps: float) -> float:
-    """Return the mean of what lies between two levels of capacity over the owned one."""
-    if not bins:
-        return 0.0
-    return sum(min(rate, after_rps) - min(rate, before_rps) for rate in bins) / len(bins)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -33,6 +33,7 @@ from autoscaling.snapshot import (
 from autoscaling.stability import (
     ModelMemory,
     PoolMemory,
+    count_leased,
     forget_clocks,
     has_lasted,
     keep_since,
@@ -402,9 +403,12 @@ def _lower(case: _Case) -> _Outcome:
         known, slack_since_s=keep_since(known.slack_since_s, now_s=case.now_s, is_so=True)
     )
     case = case.remember(pool, known)
-    lease_s = lease_left_s(known, now_s=case.now_s, min_lease_s=case.policy.min_lease_s)
-    if lease_s > 0:
+    min_lease_s = case.policy.min_lease_s
+    leased = count_leased(known, now_s=case.now_s, min_lease_s=min_lease_s)
+    if leased >= known.planned:
+        lease_s = lease_left_s(known, now_s=case.now_s, min_lease_s=min_lease_s)
         return _hold(case, f"{pool.name} could do with {wanted}; its lease runs {lease_s:.0f} s")
+    wanted = max(wanted, leased)
     if not has_lasted(known.slack_since_s, now_s=case.now_s, needed_s=case.policy.down_after_s):
         after_s = case.policy.down_after_s
         return _hold(case, f"{pool.name} could do with {wanted}; that must last {after_s:g} s")

@@ -91,7 +91,8 @@ class ModelView:
     """A model as observed. `doubt` says why its signals can't be trusted, None = they can.
 
     `waiting` counts all waiting requests, `waiting_may_burst` those that may leave owned sites.
-    `ttft_s_max` is promised; a request answered later costs `usd_per_late_request`.
+    `ttft_s_max` is promised to `attainment_min` (0-1) of the requests; another one that is late
+    costs `usd_per_late_request`.
     """
 
     app: str
@@ -101,6 +102,7 @@ class ModelView:
     doubt: str | None = None
     learned: Learned = field(default_factory=Learned)
     ttft_s_max: float = 2.0
+    attainment_min: float = 0.99
     usd_per_late_request: float = 0.01
 
 

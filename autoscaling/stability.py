@@ -16,15 +16,16 @@ class PoolMemory:
     """What is remembered of one pool. Times are wall seconds; None = it isn't so now.
 
     `planned` is the number last decided. `starting_since_s`: fewer run than planned, none has
-    appeared since. `slack_since_s`: it could do with fewer. `raised_s`: last raise, the start of
-    the lease. `closing_since_s`: routing was told to stop, the number isn't lowered yet.
+    appeared since. `slack_since_s`: it could do with fewer. `leases_s`: when replicas were asked
+    for, the oldest first; each is kept for a lease. `closing_since_s`: routing was told to stop,
+    the number isn't lowered yet.
     """
 
     planned: int
     observed: int = 0
     starting_since_s: float | None = None
     slack_since_s: float | None = None
-    raised_s: float | None = None
+    leases_s: tuple[float, ...] = ()
     closing_since_s: float | None = None
 
     @property
@@ -75,21 +76,33 @@ def raise_pool(memory: PoolMemory, *, planned: int, now_s: float) -> PoolMemory:
         planned=planned,
         starting_since_s=now_s,
         slack_since_s=None,
-        raised_s=now_s,
+        leases_s=(*memory.leases_s, *[now_s] * (planned - memory.planned)),
         closing_since_s=None,
     )
 
 
 def lower_pool(memory: PoolMemory, *, planned: int) -> PoolMemory:
-    """Return the memory after a lowering: the next one needs slack of its own."""
-    return replace(memory, planned=planned, slack_since_s=None, closing_since_s=None)
+    """Return the memory after a lowering, the oldest first: the next needs slack of its own."""
+    gone = max(0, memory.planned - planned)
+    return replace(
+        memory,
+        planned=planned,
+        slack_since_s=None,
+        closing_since_s=None,
+        leases_s=memory.leases_s[gone:],
+    )
+
+
+def count_leased(memory: PoolMemory, *, now_s: float, min_lease_s: float) -> int:
+    """Return how many replicas must be kept: those asked for less than a lease ago."""
+    young = sum(max(0.0, now_s - since_s) < min_lease_s for since_s in memory.leases_s)
+    return min(memory.planned, young)
 
 
 def lease_left_s(memory: PoolMemory, *, now_s: float, min_lease_s: float) -> float:
-    """Return how long the pool must keep its number; 0 when it may be lowered."""
-    if memory.raised_s is None:
-        return 0.0
-    return max(0.0, min_lease_s - max(0.0, now_s - memory.raised_s))
+    """Return how long it is until the next lease ends; 0 when none runs."""
+    left = [min_lease_s - max(0.0, now_s - since_s) for since_s in memory.leases_s]
+    return min((left_s for left_s in left if left_s > 0), default=0.0)
 
 
 def forget_clocks(memory: ModelMemory) -> ModelMemory:

@@ -105,10 +105,13 @@ class Objective(Strict):
     tpot_s: Annotated[float, Field(gt=0)] = Field(
         default=0.1, description="Seconds per token after the first, on average over an answer."
     )
+    attainment: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.99, description="Share (0-1) of the requests that this is promised to."
+    )
     usd_per_late_request: Annotated[float, Field(ge=0)] = Field(
         default=0.01,
-        description="What a late answer costs you, in dollars: the brain rents a node when the "
-        "late answers it would spare cost more than the node does.",
+        description="What a late answer beyond that share costs you, in dollars: the brain rents a "
+        "node when the late answers it would spare cost more than the node does.",
     )
 
 

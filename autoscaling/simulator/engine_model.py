@@ -106,7 +106,7 @@ class EngineModel:
     @property
     def kv_use_ratio(self) -> float:
         """Part of KV memory in use, 0 to 1, as of the last advance."""
-        return min(1.0, self._kv_tokens() / self._performance.kv_capacity_tokens)
+        return min(1.0, max(0.0, self._kv_tokens() / self._performance.kv_capacity_tokens))
 
     def can_hold(self, work: Work) -> bool:
         """Whether the work could ever run here."""

@@ -155,6 +155,7 @@ class Simulation:
             arrived_may_burst=gateway.arrivals_may_burst,
             ttft_s_max=self._scenario.slo.ttft_s,
             tpot_s_max=self._scenario.slo.tpot_s,
+            attainment_min=self._scenario.model.objective.attainment,
             usd_per_late_request=self._scenario.model.objective.usd_per_late_request,
         )
         arrivals = gateway.arrivals - self._arrivals_seen

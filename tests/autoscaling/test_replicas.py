@@ -368,7 +368,7 @@ _MEMORIES = st.builds(
                 observed=st.integers(0, 3),
                 starting_since_s=_CLOCKS,
                 slack_since_s=_CLOCKS,
-                raised_s=_CLOCKS,
+                leases_s=st.lists(st.floats(0, 1000), max_size=3).map(tuple),
                 closing_since_s=_CLOCKS,
             )
             for name in ("onprem", "cloud", "dear")
@@ -472,7 +472,7 @@ def _jump(rng: random.Random, run: Run, replicas: dict[str, int]) -> Decision:
 @settings(max_examples=min(15, settings().max_examples))
 @given(st.integers(0, 2**32))
 def test_reversals_are_bounded_by_the_lease_under_any_load(seed: int) -> None:
-    """In 600 s a pool is lowered after a raise at most 600 / 60 times, whatever the load does."""
+    """In 600 s a replica goes home at most 600 / 60 times; two of a pool move, so 20 reversals."""
     rng, run = random.Random(seed), Run()
     replicas = {"onprem": 1, "cloud": 0}
     moves: dict[str, list[int]] = {"onprem": [], "cloud": []}
@@ -483,7 +483,7 @@ def test_reversals_are_bounded_by_the_lease_under_any_load(seed: int) -> None:
         assert run.memory is not None
         replicas = {name: pool.planned for name, pool in run.memory["m"].pools.items()}
     for steps in moves.values():
-        assert _count_reversals(steps) <= 600 / POLICY.min_lease_s
+        assert _count_reversals(steps) <= 2 * 600 / POLICY.min_lease_s
 
 
 def _count_reversals(steps: Iterable[int]) -> int:
