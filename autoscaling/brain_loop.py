@@ -13,6 +13,7 @@ from decimal import Decimal
 from autoscaling.guard import Offer
 from autoscaling.node_history import NodeFigures
 from autoscaling.observation import Observed, build_snapshot
+from autoscaling.owned_nodes import list_owned_nodes
 from autoscaling.record import (
     SchedulerReport,
     Surroundings,
@@ -78,14 +79,16 @@ class BrainLoop:
             self._memory = self._recall()
         policy = build_policy(settings.burst)
         learned = self._sources.read_node_figures()
+        signals, offers = self._list_signals(), list_offers(settings)
         observed = Observed(
-            signals=self._list_signals(),
+            signals=signals,
             requested=requested,
-            offers=list_offers(settings),
+            offers=offers,
             blocked_sites=report.blocked_sites,
             cold_starts_s=learned.cold_starts_s,
             losses_per_hour=learned.losses_per_hour,
             memory=self._memory,
+            owned_nodes=list_owned_nodes(offers, report.nodes, signals),
         )
         snapshot = build_snapshot(observed, now_s=self._sources.now_s(), policy=policy)
         decision = decide_replicas(snapshot, policy)

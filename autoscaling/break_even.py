@@ -76,6 +76,11 @@ def leave_room(rps: float, *, ttft_s_max: float) -> float:
     return max(rps / 2, rps + math.log(_LATE_RATIO_MAX) / ttft_s_max) if rps > 0 else 0.0
 
 
+def find_capacity(rps: float, *, ttft_s_max: float) -> float:
+    """Return the capacity that such a rate needs: what `leave_room` leaves it, turned round."""
+    return min(2 * rps, rps - math.log(_LATE_RATIO_MAX) / ttft_s_max)
+
+
 def judge_more(outlook: Outlook, offering: Offering, *, have_rps: float, terms: Terms) -> Worth:
     """Return what one more replica would be worth beside rented ones that begin `have_rps`."""
     window = Window(begins_s=offering.cold_start_s, length_s=terms.lease_s)

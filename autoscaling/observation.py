@@ -12,6 +12,7 @@ from decimal import Decimal
 
 from autoscaling.guard import Offer
 from autoscaling.learning import Learned, estimate_rps, learn
+from autoscaling.owned_places import OwnedNode
 from autoscaling.snapshot import BurstPolicy, ModelView, PoolView, Snapshot
 from autoscaling.stability import ModelMemory
 from cluster.model import LABEL_ACCELERATOR, Market
@@ -39,6 +40,7 @@ class Observed:
     cold_starts_s: Mapping[str, float] = field(default_factory=dict)
     losses_per_hour: Mapping[str, float] = field(default_factory=dict)
     memory: Mapping[str, ModelMemory] = field(default_factory=dict)
+    owned_nodes: tuple[OwnedNode, ...] = ()
 
 
 def build_snapshot(observed: Observed, *, now_s: float, policy: BurstPolicy) -> Snapshot:
@@ -59,7 +61,12 @@ def build_snapshot(observed: Observed, *, now_s: float, policy: BurstPolicy) -> 
         # list is removed, and its numbers with it.
         doubt = _explain_silence(observed.signals, now_s=now_s)
         models = [ModelView(app=app, pools=(), doubt=doubt) for app in sorted(observed.memory)]
-    return Snapshot(now_s=now_s, models=tuple(models), memory=observed.memory)
+    return Snapshot(
+        now_s=now_s,
+        models=tuple(models),
+        memory=observed.memory,
+        owned_nodes=observed.owned_nodes,
+    )
 
 
 def find_absurdity(model: ModelSignal) -> str | None:
@@ -193,6 +200,8 @@ class _Look:
             ),
             cold_start_s=observed.cold_starts_s.get(offer.name) if offer else None,
             losses_per_hour=observed.losses_per_hour.get(offer.name, 0.0) if offer else 0.0,
+            accelerator=first.accelerator,
+            gpus_per_replica=first.gpus_per_replica,
         )
 
 

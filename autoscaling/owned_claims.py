@@ -2,12 +2,12 @@
 
 Claims are compared part by part:
 
-    minimum > demand that must stay > held share > value > running without demand > spare
+    minimum > demand that must stay > held > value > running without work > taking back > spare
 
 A minimum is the operator's word, which Serve enforces. Value is what a replica spares in the hold
 time: late requests, or the cloud's price of them where that is less. One that must be started earns
 nothing while its engine starts, so a move is made only if it is worth more than that. What was
-taken for value stays for the hold time, and who gave takes nothing back by value meanwhile.
+taken for value is held for the hold time, and who gave takes back only what nobody uses meanwhile.
 Pure; next: `autoscaling.owned_split`.
 """
 
@@ -37,11 +37,15 @@ class SplitRules:
 
 @dataclass(frozen=True, slots=True)
 class ShareMemory:
-    """When a pool took GPUs from others, how many replicas it had then, when it gave some up."""
+    """When a pool took GPUs from others, how many replicas it had then, when it gave some up.
+
+    `closing_since_s`: it must give up its last, and gateways were told so.
+    """
 
     gained_s: float | None = None
     kept: int = 0
     lost_s: float | None = None
+    closing_since_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +131,17 @@ def build_claims(
     must_stay = min(pool.replicas_max, _count_replicas(model.must_stay_rps / rps))
     has_gained = _is_recent(pool.memory.gained_s, now_s=now_s, hold_s=rules.hold_s)
     held = min(pool.memory.kept, max(pool.planned, needed)) if has_gained else 0
+    may_take = not _is_recent(pool.memory.lost_s, now_s=now_s, hold_s=rules.hold_s)
     worth: list[int] = []
     for number in range(1, min(pool.replicas_max, gpus // pool.gpus_per_replica) + 1):
-        stays_usd, spared_usd = _price(model, pool, number, rps=rps, now_s=now_s, rules=rules)
+        stays_usd, spared_usd = _price(model, pool, number, rps=rps, rules=rules)
         parts = (
             int(number <= pool.replicas_min),
             max(1, _to_units(stays_usd)) if (number - 1) * rps < model.must_stay_rps else 0,
             int(number <= held),
-            _to_units(spared_usd),
+            _to_units(spared_usd) if may_take or number <= pool.planned else 0,
             int(number <= pool.planned),
+            _to_units(spared_usd),
             max(1, _to_units(rps * model.usd_per_late_request * rules.hold_s / number)),
         )
         worth.append(min([_join(parts), *worth[-1:]]))
@@ -144,17 +150,16 @@ def build_claims(
 
 
 def _price(
-    model: ModelDemand, pool: OwnedPool, number: int, *, rps: float, now_s: float, rules: SplitRules
+    model: ModelDemand, pool: OwnedPool, number: int, *, rps: float, rules: SplitRules
 ) -> tuple[float, float]:
     """Return the dollars that replica number so-and-so spares: of what must stay, of the rest."""
-    is_there = number <= pool.planned
-    earns_s = rules.hold_s if is_there else max(0.0, rules.hold_s - pool.start_s)
+    earns_s = rules.hold_s
+    if number > pool.planned:
+        earns_s = max(0.0, rules.hold_s - pool.start_s)
     stays, leaves = model.serve((number - 1) * rps, number * rps)
     late, cloud = model.usd_per_late_request, model.usd_per_cloud_request
-    has_given = _is_recent(pool.memory.lost_s, now_s=now_s, hold_s=rules.hold_s)
-    may_take = is_there or not has_given
-    spared = leaves * (late if cloud is None else min(late, cloud)) if may_take else 0.0
-    return stays * late * earns_s, spared * earns_s
+    spared = late if cloud is None else min(late, cloud)
+    return stays * late * earns_s, leaves * spared * earns_s
 
 
 def _join(parts: tuple[int, ...]) -> int:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 
 from autoscaling.break_even import Worth, leave_room
 from autoscaling.burst import Burst, Capacity, look_ahead, say_not_worth, say_raise
+from autoscaling.owned_bounds import bound_owned_pools
 from autoscaling.snapshot import (
     BurstPolicy,
     Command,
@@ -46,6 +47,7 @@ from autoscaling.stability import (
 
 def decide_replicas(snapshot: Snapshot, policy: BurstPolicy) -> Decision:
     """Return what each pool of each model should run now."""
+    snapshot, shared = bound_owned_pools(snapshot, policy)
     outcomes = {
         model.app: _decide_model(
             model,
@@ -57,7 +59,7 @@ def decide_replicas(snapshot: Snapshot, policy: BurstPolicy) -> Decision:
     }
     return Decision(
         commands=tuple(command for found in outcomes.values() for command in found.commands),
-        reasons=tuple(reason for found in outcomes.values() for reason in found.reasons),
+        reasons=(*shared, *(reason for found in outcomes.values() for reason in found.reasons)),
         unmet=tuple(reason for found in outcomes.values() for reason in found.unmet),
         next_check_s=policy.check_s,
         memory={app: found.memory for app, found in outcomes.items()},

@@ -11,6 +11,7 @@ from typing import Literal
 
 from autoscaling.guard import market_rank
 from autoscaling.learning import Learned
+from autoscaling.owned_places import OwnedNode
 from autoscaling.stability import ModelMemory
 from cluster.model import Market
 
@@ -74,6 +75,8 @@ class PoolView:
     rps: float | None = None
     cold_start_s: float | None = None
     losses_per_hour: float = 0.0
+    accelerator: str = ""
+    gpus_per_replica: int = 0
 
     @property
     def is_owned(self) -> bool:
@@ -111,11 +114,13 @@ class Snapshot:
     """Everything the decision may know. `now_s` is wall time, as the signals' times are.
 
     What is planned is in `memory`; what was requested and what is observed, in `models`.
+    `owned_nodes` are those whose GPUs the models share; none = each pool has its own.
     """
 
     now_s: float
     models: tuple[ModelView, ...] = ()
     memory: Mapping[str, ModelMemory] = field(default_factory=dict)
+    owned_nodes: tuple[OwnedNode, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

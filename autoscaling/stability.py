@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from autoscaling.learning import Learned
+from autoscaling.owned_claims import ShareMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,13 @@ class PoolMemory:
     slack_since_s: float | None = None
     leases_s: tuple[float, ...] = ()
     closing_since_s: float | None = None
+    share: ShareMemory = field(default_factory=ShareMemory)
 
     @property
     def is_closing(self) -> bool:
         """Whether nothing more shall be routed there: zero is near, or planned and not reached."""
-        return self.closing_since_s is not None or (self.planned == 0 and self.observed > 0)
+        closes = self.closing_since_s is not None or self.share.closing_since_s is not None
+        return closes or (self.planned == 0 and self.observed > 0)
 
 
 @dataclass(frozen=True, slots=True)

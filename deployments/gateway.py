@@ -445,7 +445,7 @@ class Gateway:
             replicas_running=len(replicas),
             streams_running=streams,
             kv_use_ratio=sum(ratios) / len(ratios) if ratios else None,
-            ray_nodes=tuple(sorted({one.ray_node for one in replicas if one.ray_node})),
+            ray_nodes=tuple(sorted(one.ray_node for one in replicas if one.ray_node)),
             gpu_row=spec.speed_row,
             served=desk.served.by_pool.get(spec.name, Served()),
         )

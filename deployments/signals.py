@@ -50,7 +50,7 @@ class Served:
 class PoolSignal:
     """One pool as one gateway sees it. `kv_use_ratio` None means unknown, which is not zero.
 
-    `ray_nodes` are the nodes its replicas run on, by Ray's ids in hexadecimal. `gpu_row` names the
+    `ray_nodes` is the node of each replica, by Ray's ids in hexadecimal. `gpu_row` names the
     row of the GPU table that tells its speed, None = only measurements can.
     """
 
