@@ -73,6 +73,7 @@ def read_scenario(choices: Choices) -> Scenario:
         slo=Slo(ttft_s=objective.ttft_s, tpot_s=objective.tpot_s),
         spot=SPOT_HEAVY if choices.is_spot_heavy else SpotMarket(),
         wan_s=choices.wan_s,
+        cluster_nodes_max=1 + int(raw["max_workers"]),
         owned_usd_per_gpu_hour=Decimal(str(choices.owned_usd_per_gpu_hour)),
         chunk_tokens=CHUNK_TOKENS if choices.is_interfering else None,
     )

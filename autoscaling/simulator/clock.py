@@ -4,6 +4,9 @@ import heapq
 from collections.abc import Callable
 from typing import Any
 
+EPOCH_S = 1_700_006_400.0
+"""Wall time at the start of each simulation: midnight UTC, so that days and months have edges."""
+
 
 class Clock:
     """Events by time; those of the same time in the order they were asked for."""

@@ -7,14 +7,14 @@ interference a prefill and the running decodes share each step, as chunked prefi
     step = tpot(running) + chunk x prefill time per token      one token a decode, and one chunk
 
 The shipped table's slope was fitted under such a load, so it holds the prefills' share already;
-`split_slope` takes it out, or it would be counted twice.
+`PerformanceRow.to_decode_performance` takes it out, or it would be counted twice.
 """
 
 import heapq
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from deployments.continuous_batching import Performance
 
@@ -42,16 +42,6 @@ class Milestone:
     work: Work
     is_first: bool
     is_last: bool
-
-
-def split_slope(performance: Performance, *, prompt_tokens: int, output_tokens: int) -> Performance:
-    """Return the speed of decoding alone, from a slope fitted with this many tokens a request.
-
-    Each request of the fit cost its batch one prefill per `output_tokens` steps.
-    """
-    share_s = performance.prefill_per_token_s * prompt_tokens / output_tokens
-    alone_s = max(0.0, performance.tpot_per_running_s - share_s)
-    return replace(performance, tpot_per_running_s=alone_s)
 
 
 @dataclass(slots=True)

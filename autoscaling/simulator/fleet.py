@@ -60,14 +60,13 @@ class Fleet:
 
     def begin(self) -> None:
         """Start each pool's minimum and have what owned nodes hold serve from the first second."""
-        self.carry_out(Wish({name: pool.min_replicas for name, pool in self.pools.items()}))
+        self.resize(Wish({name: pool.min_replicas for name, pool in self.pools.items()}))
         for replica in list(self.replicas.values()):
             if replica.machine is not None:
                 self._become_ready(replica)
 
-    def carry_out(self, wish: Wish) -> None:
+    def resize(self, wish: Wish) -> None:
         """Start and drain replicas until there are as many as wished."""
-        self.gateway.stop_routing(wish.closing)
         if wish.anywhere is not None:
             self._resize(None, list(self.replicas.values()), wish.anywhere)
         for name, wanted in wish.replicas.items():

@@ -7,18 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from autoscaling.simulator.engine_model import CHUNK_TOKENS, split_slope
+from autoscaling.simulator.engine_model import CHUNK_TOKENS
 from cluster.config import ClusterSettings
 from cluster.errors import ConfigError
 from deployments.admission import QueueLimits
 from deployments.continuous_batching import Performance
 from deployments.gpu_performance import find_row, load_rows
 from deployments.spec import ModelSpec, PoolSpec
-
-# What the table's slopes were fitted with: tokens of prompt and answer of each request.
-_FIT_PROMPT_TOKENS = 1024
-_FIT_OUTPUT_TOKENS = 256
-_FIT_OUTPUT_TOKENS_BY_ROW = {"h100x4-70b-fp8": 1024}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +55,28 @@ SPOT_HEAVY = SpotMarket(losses_per_hour=1.0, sold_out_ratio=0.25)
 
 
 @dataclass(frozen=True, slots=True)
+class Delays:
+    """Means of the seconds between the processes that production has and a simulation hasn't.
+
+    `signal_age_s`: gateways publish every 0.5 s, so what a decision rests on is half of that old.
+    `targets_s`: Serve's controller hears of targets every 0.5 s and acts within 0.1 s.
+    `closing_s`: gateways hear of pools that shall get nothing more when they publish.
+    """
+
+    signal_age_s: float = 0.25
+    targets_s: float = 0.35
+    closing_s: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """Everything that one run may know besides its traffic, its policy and its seed.
 
     `performance` is each pool's replica, `gpu_rows` the row of the GPU table it is made of.
     `idle_s` is how long a node of a type may idle.
-    `wan_s` is added to a request's way to a site that isn't owned, there and back.
+    `wan_s` is added to a request's way to a site that isn't owned, there and back; what such a site
+    sends is `wan_bytes_per_token` (a streamed chunk with its headers) and costs `wan_usd_per_gb`
+    (EC2 to the internet, list price of the first 10 TB). `cluster_nodes_max` includes the head.
     `owned_usd_per_gpu_hour` is what an owned GPU is said to cost, used or not.
     """
 
@@ -78,7 +89,11 @@ class Scenario:
     slo: Slo = field(default_factory=Slo)
     boot: BootTimes = field(default_factory=BootTimes)
     spot: SpotMarket = field(default_factory=SpotMarket)
+    delays: Delays = field(default_factory=Delays)
     wan_s: float = 0.03
+    wan_bytes_per_token: float = 300.0
+    wan_usd_per_gb: Decimal = Decimal("0.09")
+    cluster_nodes_max: int | None = None
     owned_usd_per_gpu_hour: Decimal = Decimal(0)
     chunk_tokens: int | None = CHUNK_TOKENS
     nodes_tick_s: float = 2.0
@@ -98,17 +113,11 @@ def find_performance(
     gpu_rows: Mapping[str, str], *, is_interfering: bool
 ) -> dict[str, Performance]:
     """Return each pool's speed, from its row; what interference adds itself is taken out."""
-    found: dict[str, Performance] = {}
-    for pool, name in gpu_rows.items():
-        performance = find_row(name).to_performance()
-        if is_interfering:
-            performance = split_slope(
-                performance,
-                prompt_tokens=_FIT_PROMPT_TOKENS,
-                output_tokens=_FIT_OUTPUT_TOKENS_BY_ROW.get(name, _FIT_OUTPUT_TOKENS),
-            )
-        found[pool] = performance
-    return found
+    found = {pool: find_row(name) for pool, name in gpu_rows.items()}
+    return {
+        pool: row.to_decode_performance() if is_interfering else row.to_performance()
+        for pool, row in found.items()
+    }
 
 
 def _find_row_name(pool: PoolSpec, rows: Mapping[str, str]) -> str:

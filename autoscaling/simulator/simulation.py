@@ -10,15 +10,17 @@ Open loop: arrivals never wait for answers. Same traffic, scenario, policy and s
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 
 from autoscaling.observation import find_price
-from autoscaling.simulator.clock import Clock
+from autoscaling.simulator.clock import EPOCH_S, Clock
 from autoscaling.simulator.fleet import Fleet
-from autoscaling.simulator.node_life import EPOCH_S, NodeLife
+from autoscaling.simulator.node_life import NodeLife
 from autoscaling.simulator.policy import Policy, PoolState, Signals
 from autoscaling.simulator.scenario import Scenario
-from autoscaling.simulator.tally import Outcome, Tally, build_outcome
+from autoscaling.simulator.spending import sum_egress_usd
+from autoscaling.simulator.tally import Outcome, Spent, Tally, build_outcome
 from autoscaling.simulator.timeline import Recorder, Sample
 from autoscaling.simulator.traffic import Traffic
 from deployments.signals import GatewaySignals, ModelSignal, PoolSignal, Targets
@@ -65,9 +67,9 @@ class Simulation:
     def run(self, say: Say | None = None) -> Outcome:
         """Return the figures once everything that arrived has ended, or the time is up."""
         began_s = time.perf_counter()
-        self.nodes.begin()
+        self.nodes.begin(self._traffic.duration_s + self._scenario.settle_s)
         self.fleet.begin()
-        self._clock.at(0.0, self._brain_tick)
+        self._clock.at(0.0, self._look)
         self._clock.at(0.0, self._node_tick)
         if self._recorder is not None:
             self._clock.at(0.0, self._sample, self._recorder)
@@ -77,7 +79,7 @@ class Simulation:
         return build_outcome(
             self._policy.name,
             self.tally,
-            self.nodes.sum_spent(self._traffic.duration_s),
+            self._sum_spent(self._traffic.duration_s),
             wall_s=time.perf_counter() - began_s,
         )
 
@@ -106,16 +108,25 @@ class Simulation:
         self.nodes.tick(self._policy)
         self._clock.at(self._clock.now_s + self._scenario.nodes_tick_s, self._node_tick)
 
-    def _brain_tick(self) -> None:
-        signals = self._build_signals()
-        wish = self._policy.observe(signals)
+    def _look(self) -> None:
+        """Take down what the policy will be told once it has reached it."""
+        heard_s = self._clock.now_s + self._scenario.delays.signal_age_s
+        self._clock.at(heard_s, self._decide, self._build_signals())
+        self._clock.at(self._clock.now_s + self._policy.check_s, self._look)
+
+    def _decide(self, signals: Signals) -> None:
+        """Let the policy decide; gateways and Serve hear of it a moment later."""
+        now_s, delays = self._clock.now_s, self._scenario.delays
+        wish = self._policy.observe(
+            replace(signals, now_s=EPOCH_S + now_s, requested=self._requested)
+        )
         if self._recorder is not None:
             self._recorder.decide(self._clock.now_s, wish)
-        self.fleet.carry_out(wish)
+        self._clock.at(now_s + delays.closing_s, self.fleet.gateway.stop_routing, wish.closing)
+        self._clock.at(now_s + delays.targets_s, self.fleet.resize, wish)
         if wish.replicas:
             app = self._scenario.model.name
-            self._requested = Targets(signals.now_s, {app: dict(wish.replicas)})
-        self._clock.at(self._clock.now_s + self._policy.check_s, self._brain_tick)
+            self._requested = Targets(EPOCH_S + now_s, {app: dict(wish.replicas)})
 
     def _sample(self, recorder: Recorder) -> None:
         """Tell the recorder how things are, and again after `bin_s`."""
@@ -127,11 +138,17 @@ class Simulation:
                 running=self.fleet.running(),
                 planned=self.fleet.planned(),
                 streams=self.fleet.streams(),
-                cloud_usd=self.nodes.sum_spent(now_s).cloud_usd,
-                cloud_usd_per_hour=self.nodes.burn_usd_per_hour(),
+                cloud_usd=self._sum_spent(now_s).cloud_usd,
+                cloud_usd_per_hour=self.nodes.sum_usd_per_hour(),
             )
         )
         self._clock.at(now_s + recorder.bin_s, self._sample, recorder)
+
+    def _sum_spent(self, until_s: float) -> Spent:
+        """Return what nodes cost up to then, and what those that aren't owned have sent so far."""
+        far = (self.fleet.served[name] for name, pool in self.fleet.pools.items() if not pool.owned)
+        spent = self.nodes.sum_spent(until_s)
+        return spent.with_egress(sum_egress_usd(far, self._scenario))
 
     def _build_signals(self) -> Signals:
         """Return what a policy may know, from what gateway and replicas would report."""
@@ -177,7 +194,6 @@ class Simulation:
             waiting=may_leave + must_stay,
             arrivals=arrivals,
             gateway=GatewaySignals("simulated", now_s, (report,)),
-            requested=self._requested,
             offers=offers,
             blocked_sites=self.nodes.placed.blocked_sites,
             cold_starts_s=learned.cold_starts_s,

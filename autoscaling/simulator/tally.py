@@ -1,6 +1,6 @@
 """What is counted while a simulation runs, and the figures made of it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autoscaling.simulator.scenario import Slo
@@ -73,7 +73,8 @@ class PoolTally:
 class Outcome:
     """The figures of one policy on one traffic with one seed. Money in $, times in s.
 
-    `cloud_usd` is what a clairvoyant bound or the simulated nodes cost over the traffic's time.
+    `cloud_usd` is what a clairvoyant bound or the simulated nodes cost over the traffic's time,
+    with the `egress_usd` of what they sent.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Outcome:
     failed: int = 0
     unfinished: int = 0
     lost_nodes: int = 0
+    egress_usd: float = 0.0
     note: str = ""
 
     def as_json(self) -> dict[str, Any]:
@@ -102,11 +104,16 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a run cost."""
+    """What a run cost. `cloud_usd` includes `egress_usd`."""
 
     cloud_usd: float
     owned_usd: float
     cloud_gpu_hours: float
+    egress_usd: float = 0.0
+
+    def with_egress(self, usd: float) -> "Spent":
+        """The same and what was sent."""
+        return replace(self, cloud_usd=self.cloud_usd + usd, egress_usd=self.egress_usd + usd)
 
 
 def build_outcome(
@@ -131,6 +138,7 @@ def build_outcome(
         failed=tally.failed,
         unfinished=tally.unfinished,
         lost_nodes=tally.lost_nodes,
+        egress_usd=spent.egress_usd,
         note=note,
     )
 

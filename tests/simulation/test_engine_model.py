@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoscaling.simulator.engine_model import BLOCK_TOKENS, EngineModel, Work, split_slope
+from autoscaling.simulator.engine_model import BLOCK_TOKENS, EngineModel, Work
 from deployments.continuous_batching import ContinuousBatch, Performance
 from deployments.gpu_performance import find_row
 
@@ -104,16 +104,9 @@ def test_blocks_that_were_there_before_cost_no_prefill() -> None:
     assert firsts[0] - firsts[1] == pytest.approx(4 * BLOCK_TOKENS * 0.0001, abs=0.0002)
 
 
-def test_the_fitted_slope_less_the_share_of_prefills_is_never_negative() -> None:
-    """1,024 tokens x 0.1 ms over 256 tokens is 0.4 ms of the slope's 1 ms."""
-    alone = split_slope(PERFORMANCE, prompt_tokens=1024, output_tokens=256)
-    assert alone.tpot_per_running_s == pytest.approx(0.0006)
-    assert split_slope(alone, prompt_tokens=1024, output_tokens=64).tpot_per_running_s == 0
-
-
 def measure_tpot_ms(row: str, *, concurrent: int) -> float:
     """The mean time per token in a closed loop of the load that the table was fitted with."""
-    performance = split_slope(find_row(row).to_performance(), prompt_tokens=1024, output_tokens=256)
+    performance = find_row(row).to_decode_performance()
     engine = EngineModel(performance, slots=concurrent, chunk_tokens=2048, now_s=0.0)
     # Answers of growing length begin the loop, so that ends don't come all at once.
     for number in range(concurrent):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,8 +13,9 @@ from autoscaling.guard import Limits
 from autoscaling.peers.registry import POLICY_NAMES, run_policy
 from autoscaling.placement import Situation
 from autoscaling.simulator.generators import Shape, generate
+from autoscaling.simulator.market import list_sold_out
 from autoscaling.simulator.policy import Placed, Signals, Wish
-from autoscaling.simulator.scenario import SPOT_HEAVY, Scenario
+from autoscaling.simulator.scenario import SPOT_HEAVY, Delays, Scenario, SpotMarket
 from autoscaling.simulator.simulation import Simulation
 from autoscaling.simulator.tidegate_policy import TidegatePolicy
 from autoscaling.simulator.timeline import build_timeline
@@ -24,6 +26,7 @@ from cluster.errors import ConfigError
 # ray-default imports Ray, a matter of seconds: it has its own test.
 FAST_POLICIES = tuple(name for name in POLICY_NAMES if name not in {"ray-default", "oracle"})
 EAGER = BurstPolicy(up_after_s=1.0, down_after_s=20.0, min_lease_s=60.0)
+PATIENT = replace(EAGER, signals_stale_s=60.0)
 
 MakeTraffic = Callable[..., Traffic]
 
@@ -207,13 +210,77 @@ def test_restricted_demand_alone_creates_no_cloud_capacity(
 def test_a_node_is_paid_from_its_request_to_its_end(
     scenario: Scenario, make_traffic: MakeTraffic
 ) -> None:
-    """Static capacity that never goes home: 60 s each, less two ticks of 4 s for the last ones."""
+    """Static capacity of 12 nodes that never goes home: 4 are asked for at 4, 8 and 12 s of 60."""
     traffic = make_traffic("steady", mean_rps=40.0, duration_s=60.0)
     policy = run_policy("static-peak", traffic, scenario, seed=1)
-    whole_usd = policy.launches * 1.861 * 60 / 3600
-    assert policy.launches >= 4
-    assert whole_usd * 52 / 60 <= policy.cloud_usd <= whole_usd
-    assert policy.cloud_gpu_hours == pytest.approx(policy.cloud_usd / 1.861)
+    assert policy.launches == 12
+    nodes_usd = policy.cloud_usd - policy.egress_usd
+    assert nodes_usd == pytest.approx(4 * 1.861 * (56 + 52 + 48) / 3600)
+    assert policy.cloud_gpu_hours == pytest.approx(nodes_usd / 1.861)
+
+
+def test_what_a_site_that_is_not_owned_sends_is_paid_by_the_byte(
+    scenario: Scenario, make_traffic: MakeTraffic
+) -> None:
+    """Tokens of the cloud's pools x 300 bytes at 90 $ a GB, a thousand times the usual price."""
+    dear = replace(scenario, wan_usd_per_gb=Decimal(90))
+    run = Simulation(make_traffic(mean_rps=20.0), dear, TidegatePolicy(EAGER), seed=1)
+    found = run.run()
+    sent = sum(
+        served.output_tokens
+        for name, served in run.fleet.served.items()
+        if not run.fleet.pools[name].owned
+    )
+    assert found.egress_usd == pytest.approx(sent * 300e-9 * 90)
+    assert 0 < found.egress_usd < found.cloud_usd
+
+
+def test_policies_of_one_seed_meet_the_same_spells_without_spot() -> None:
+    """A quarter of 1,000 h in spells of 20 minutes: 750 of them, so the share is within a tenth."""
+    until_s = 3_600_000.0
+    spells = list_sold_out("cloud_spot", SPOT_HEAVY, seed=1, until_s=until_s)
+    assert spells == list_sold_out("cloud_spot", SPOT_HEAVY, seed=1, until_s=until_s)
+    assert spells != list_sold_out("other_spot", SPOT_HEAVY, seed=1, until_s=until_s)
+    assert all(begin < end < later for (begin, end), (later, _) in pairwise(spells))
+    assert sum(end - begin for begin, end in spells) / until_s == pytest.approx(0.25, rel=0.1)
+    usual = SpotMarket()
+    assert list_sold_out("cloud_spot", usual, seed=1, until_s=until_s) == ()
+
+
+def test_the_cluster_files_limit_on_all_nodes_holds(
+    scenario: Scenario, make_traffic: MakeTraffic
+) -> None:
+    """A head, two owned nodes and one more: only one node of the cloud at a time."""
+    tight = replace(scenario, cluster_nodes_max=4)
+    timeline = build_timeline(make_traffic(mean_rps=20.0))
+    Simulation(
+        make_traffic(mean_rps=20.0), tight, TidegatePolicy(EAGER), seed=1, recorder=timeline
+    ).run()
+    rented = [span for span in timeline.spans.values() if span.node_type.startswith("cloud")]
+    assert rented
+    assert all(
+        first.ended_s is not None and first.ended_s <= later.asked_s
+        for first, later in pairwise(sorted(rented, key=lambda span: span.asked_s))
+    )
+
+
+def test_each_delay_between_processes_makes_a_burst_later(
+    scenario: Scenario, make_traffic: MakeTraffic
+) -> None:
+    """20 s of age, or 20 s until Serve hears of it; waiting replicas are seen every 4 s."""
+    traffic = make_traffic("steady", mean_rps=20.0)
+
+    def find_first_launch_s(delays: Delays) -> float:
+        timeline = build_timeline(traffic)
+        slow = replace(scenario, delays=delays)
+        Simulation(traffic, slow, TidegatePolicy(PATIENT), seed=1, recorder=timeline).run()
+        return min(
+            span.asked_s for span in timeline.spans.values() if span.node_type.startswith("cloud")
+        )
+
+    at_once_s = find_first_launch_s(Delays(0.0, 0.0, 0.0))
+    assert find_first_launch_s(Delays(20.0, 0.0, 0.0)) == pytest.approx(at_once_s + 20.0, abs=4.0)
+    assert find_first_launch_s(Delays(0.0, 20.0, 0.0)) == pytest.approx(at_once_s + 20.0, abs=4.0)
 
 
 def test_lost_spot_nodes_are_replaced_and_their_requests_are_accounted_for(
@@ -236,7 +303,8 @@ def test_spot_that_is_sold_out_falls_back_to_on_demand(
     traffic = make_traffic("steady", mean_rps=20.0, duration_s=150.0)
     found = Simulation(traffic, replace(scenario, spot=spot), TidegatePolicy(EAGER), seed=1).run()
     assert found.launches > 0
-    assert found.cloud_usd / found.cloud_gpu_hours == pytest.approx(1.861)
+    nodes_usd = found.cloud_usd - found.egress_usd
+    assert nodes_usd / found.cloud_gpu_hours == pytest.approx(1.861)
 
 
 def test_the_oracle_costs_nothing_where_owned_capacity_is_enough(

@@ -7,7 +7,7 @@ from pathlib import Path
 from autoscaling.brain_loop import build_policy
 from autoscaling.guard import Limits
 from autoscaling.placement import Situation
-from autoscaling.simulator.node_life import EPOCH_S
+from autoscaling.simulator.clock import EPOCH_S
 from autoscaling.simulator.policy import Placed, Signals, Wish
 from autoscaling.simulator.scenario import BootTimes, Scenario, Slo
 from autoscaling.simulator.simulation import Simulation
