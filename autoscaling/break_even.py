@@ -134,7 +134,8 @@ def _judge(
     if terms.is_any_worth and spared >= 1:
         usd_per_late = math.inf
     cost = float(offering.usd_per_hour) * paid_s / _S_PER_HOUR
-    risk = _find_loss_usd(offering, spared / window.length_s, paid_s, terms)
+    spared_rps = spared / window.length_s if window.length_s > 0 else 0.0
+    risk = _find_loss_usd(offering, spared_rps, paid_s, terms)
     return Worth(offering, spared, spared * usd_per_late if spared else 0.0, cost + risk)
 
 

@@ -2,8 +2,9 @@
 
 Gateways report counters that only grow. Their differences go into bins of `BIN_S`, so a report that
 is lost or comes late moves nothing but the edge of a bin. A counter that fell belongs to a gateway
-that started again: it counts from zero. A silence longer than a bin is a gap, not an absence of
-demand, and is left out. Pure; `autoscaling.observation` feeds it.
+that started again: it counts from zero. A gateway that wasn't heard at the last look, new or back,
+counts from its first word: what came before has no known time. A silence longer than a bin is a
+gap, not an absence of demand, and is left out. Pure; `autoscaling.observation` feeds it.
 """
 
 from collections.abc import Mapping
@@ -61,7 +62,8 @@ def note_arrivals(
         all=(*history.all, arrived)[-kept:],
         may_burst=(*history.may_burst, may_burst)[-kept:],
         seen=seen,
-        open_since_s=now_s,
+        # Not now: a look that comes late must not make every bin longer than it counts.
+        open_since_s=history.open_since_s + BIN_S,
         looked_s=now_s,
         closed=history.closed + 1,
     )
@@ -70,7 +72,7 @@ def note_arrivals(
 def _count_new(before: Mapping[str, Counts], now: Mapping[str, Counts]) -> tuple[int, int]:
     arrived = may_burst = 0
     for gateway, counts in now.items():
-        known = before.get(gateway, Counts())
+        known = before.get(gateway, counts)
         if counts.arrived < known.arrived or counts.may_burst < known.may_burst:
             known = Counts()
         arrived += counts.arrived - known.arrived

@@ -165,8 +165,11 @@ def _close_bin(
     speeds: dict[str, PoolSpeed] = {}
     for name, pool in pools.items():
         known = learned.speeds.get(name, PoolSpeed())
-        new = fresh[name] if is_whole else Served()
-        speeds[name] = _learn_speed(known, pool, new, lengths, seen=seen)
+        speeds[name] = (
+            _learn_speed(known, pool, fresh[name], lengths, seen=seen)
+            if is_whole
+            else PoolSpeed(known.ratio, known.rps, was_short=seen.is_short)
+        )
     return replace(learned, lengths=lengths, served=served, speeds=speeds)
 
 
@@ -179,7 +182,7 @@ def _learn_speed(
     slots_s = speed.replicas_s * pool.slots_per_replica
     is_full = seen.is_short and speed.was_short and speed.streams_s >= _FULL * slots_s > 0
     full_rps = new.requests / speed.replicas_s if is_full else None
-    if full_rps is not None:
+    if full_rps:
         rps = full_rps if rps is None else rps + _SPEED_WEIGHT * (full_rps - rps)
     elif rps is None and new.requests >= _REQUESTS_MIN and new.hold_s > 0:
         # Slots by how long one is held: right only for a full replica, and corrected by one.

@@ -85,8 +85,11 @@ def raise_pool(memory: PoolMemory, *, planned: int, now_s: float) -> PoolMemory:
 
 
 def lower_pool(memory: PoolMemory, *, planned: int) -> PoolMemory:
-    """Return the memory after a lowering, the oldest first: the next needs slack of its own."""
-    gone = max(0, memory.planned - planned)
+    """Return the memory after a lowering, the oldest first: the next needs slack of its own.
+
+    Replicas without a lease, from before anything was asked for, are the oldest.
+    """
+    gone = max(0, len(memory.leases_s) - planned)
     return replace(
         memory,
         planned=planned,
