@@ -1,0 +1,91 @@
+"""What a replica can do: work, not replicas, so different GPUs and lengths add up."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoscaling.capacity import Lengths, find_batch, find_pace_s, find_rps
+from deployments.continuous_batching import Performance
+from deployments.gpu_performance import find_row
+
+# One second a token alone, a tenth more for each other request; prefill is free.
+PLAIN = Performance(
+    tpot_base_s=1.0,
+    tpot_per_running_s=0.1,
+    prefill_base_s=0.0,
+    prefill_per_token_s=0.0,
+    kv_capacity_tokens=1_000_000,
+)
+LENGTHS = Lengths(prompt_tokens=100, output_tokens=10)
+ROWS = ["h100-8b", "a100-80-8b", "l40s-8b", "a10g-8b"]
+
+
+def test_the_rate_is_a_batch_by_how_long_one_of_it_takes() -> None:
+    """Five at once, 10 tokens at 1 + 5 x 0.1 s: 5 in 15 s."""
+    assert find_rps(PLAIN, LENGTHS, slots=5, tpot_s_max=9) == pytest.approx(5 / 15)
+
+
+def test_the_batch_is_the_largest_that_keeps_the_promised_pace() -> None:
+    """1 + n x 0.1 <= 1.4 s a token allows four of the eight slots."""
+    assert find_batch(PLAIN, LENGTHS, slots=8, tpot_s_max=1.401) == 4
+
+
+def test_where_no_batch_keeps_the_promise_the_slots_decide() -> None:
+    """One alone takes 1.1 s a token: more replicas would be no faster than 0.5 s either."""
+    assert find_batch(PLAIN, LENGTHS, slots=8, tpot_s_max=0.5) == 8
+
+
+def test_no_more_run_at_once_than_kv_memory_holds() -> None:
+    """A request holds 100 + 10/2 tokens on average; 400 hold three of them."""
+    small = replace(PLAIN, kv_capacity_tokens=400)
+    assert find_batch(small, LENGTHS, slots=8, tpot_s_max=9) == 3
+
+
+def test_a_request_larger_than_kv_memory_still_counts_as_one() -> None:
+    assert find_batch(replace(PLAIN, kv_capacity_tokens=50), LENGTHS, slots=8, tpot_s_max=9) == 1
+
+
+def test_each_request_brings_the_others_its_prefill_once_per_answer() -> None:
+    """100 tokens at 10 ms are 1 s, over 10 steps 0.1 s a step: 1 + 5 x (0.1 + 0.1) s a token."""
+    slow = replace(PLAIN, prefill_per_token_s=0.01)
+    assert find_pace_s(slow, LENGTHS, batch=5) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_rows_own_lengths_give_the_rows_own_pace(name: str) -> None:
+    """The fit's requests cost the others their prefill already: it isn't counted twice.
+
+    Two rows have a slope below that share; theirs is the share then, 5 % slower at a batch of 16.
+    """
+    row = find_row(name)
+    lengths = Lengths(row.fit_prompt_tokens, row.fit_output_tokens)
+    pace_s = find_pace_s(row.to_decode_performance(), lengths, batch=16)
+    assert pace_s == pytest.approx(row.to_performance().tpot_s(16), rel=0.05)
+
+
+def test_an_a100_does_more_work_than_an_l40s_in_as_many_slots() -> None:
+    """The same 32 slots; a token of one in a full batch takes 22 and 39 ms: 1.75 times as much."""
+    lengths = Lengths(1024, 256)
+    a100, l40s = (
+        find_rps(find_row(name).to_decode_performance(), lengths, slots=32, tpot_s_max=0.1)
+        for name in ("a100-80-8b", "l40s-8b")
+    )
+    assert a100 / l40s == pytest.approx(1.75, abs=0.1)
+
+
+_LENGTHS = st.builds(Lengths, st.floats(1, 8000), st.floats(1, 2000))
+
+
+@given(st.sampled_from(ROWS), _LENGTHS, st.integers(1, 256), st.floats(0.001, 1))
+def test_a_rate_is_a_positive_number_and_longer_requests_never_make_it_larger(
+    name: str, lengths: Lengths, slots: int, tpot_s_max: float
+) -> None:
+    performance = find_row(name).to_decode_performance()
+    rps = find_rps(performance, lengths, slots=slots, tpot_s_max=tpot_s_max)
+    assert 0 < rps < float("inf")
+    longer = Lengths(lengths.prompt_tokens * 2, lengths.output_tokens)
+    # Only where the promise is kept by both: a batch that no longer keeps it is let go.
+    if find_pace_s(performance, longer, batch=1) <= tpot_s_max:
+        assert find_rps(performance, longer, slots=slots, tpot_s_max=tpot_s_max) <= rps
