@@ -92,6 +92,9 @@ class EngineModel:
         # KV tokens in use are this much and the pace times the decoding requests.
         self._kv_base = 0.0
         self._cache = PrefixCache()
+        # The next milestone, as long as nothing but time has passed since it was found.
+        self._due_s: float | None = None
+        self._is_due_known = False
 
     @property
     def kv_use_ratio(self) -> float:
@@ -106,11 +109,28 @@ class EngineModel:
     def submit(self, work: Work, now_s: float) -> None:
         """Queue a work at `now_s`, which the engine was advanced to; it begins if it fits."""
         self._move_clock(now_s)
+        self._is_due_known = False
         self._waiting.append(work)
         self._admit()
 
     def next_event_s(self) -> float | None:
         """The time of the next milestone; None while nothing runs."""
+        if not self._is_due_known:
+            self._due_s = self._find_due_s()
+            self._is_due_known = True
+        return self._due_s
+
+    def advance(self, now_s: float) -> list[Milestone]:
+        """Return the milestones up to `now_s`, in order."""
+        found: list[Milestone] = []
+        while (event_s := self.next_event_s()) is not None and event_s <= now_s:
+            self._move_clock(event_s)
+            self._is_due_known = False
+            found.extend(self._happen())
+        self._move_clock(now_s)
+        return found
+
+    def _find_due_s(self) -> float | None:
         decodes = self._decodes
         while decodes and decodes[0][2] != decodes[0][3].moves:
             heapq.heappop(decodes)
@@ -124,15 +144,6 @@ class EngineModel:
         if self._prefills:
             due = min(due, self._prefill_ends_s)
         return None if due == math.inf else due
-
-    def advance(self, now_s: float) -> list[Milestone]:
-        """Return the milestones up to `now_s`, in order."""
-        found: list[Milestone] = []
-        while (event_s := self.next_event_s()) is not None and event_s <= now_s:
-            self._move_clock(event_s)
-            found.extend(self._happen())
-        self._move_clock(now_s)
-        return found
 
     def _step_s(self) -> float:
         performance = self._performance

@@ -1,6 +1,6 @@
 """Replicas in simulated time: asked for, placed on nodes, loaded, serving, drained, gone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
 from autoscaling.demand import Demand
@@ -201,7 +201,7 @@ class Fleet:
         now_s = self._clock.now_s
         self._settle(replica, engine.advance(now_s))
         if not engine.can_hold(live.work):
-            self._tally.rejected += 1
+            self._tally.refuse(may_burst=live.ticket.may_leave_owned)
             self.gateway.release(replica_id)
             return
         replica.live[live.work] = live
@@ -244,8 +244,10 @@ class Fleet:
     def _note_first(self, replica: Replica, live: Live, now_s: float) -> None:
         live.first_s = now_s
         served, way_s = self._find_served(replica)
+        ttft_s = now_s - live.request.arrival_s + way_s
         served.first_tokens += 1
-        served.ttft_s += now_s - live.request.arrival_s + way_s
+        served.ttft_s += ttft_s
+        self._tally.begin(ttft_s)
 
     def _complete(self, replica: Replica, live: Live, now_s: float) -> None:
         request = live.request
@@ -274,26 +276,21 @@ class Fleet:
         """How many requests are in an engine."""
         return sum(len(replica.live) for replica in self.replicas.values())
 
+    def planned(self) -> Mapping[str, int]:
+        """Replicas by pool that run or are to come."""
+        return self._count_by_pool(lambda one: not one.is_draining)
+
     def running(self) -> Mapping[str, int]:
         """Replicas by pool that serve."""
-        counts = dict.fromkeys(self.pools, 0)
-        for replica in self.replicas.values():
-            if replica.pool is not None and replica.is_ready and not replica.is_draining:
-                counts[replica.pool.name] += 1
-        return counts
+        return self._count_by_pool(lambda one: one.is_ready and not one.is_draining)
 
     def streams(self) -> Mapping[str, int]:
         """Requests by pool that are in an engine."""
+        return self._count_by_pool(lambda one: len(one.live))
+
+    def _count_by_pool(self, count: Callable[[Replica], int]) -> Mapping[str, int]:
         counts = dict.fromkeys(self.pools, 0)
         for replica in self.replicas.values():
             if replica.pool is not None:
-                counts[replica.pool.name] += len(replica.live)
-        return counts
-
-    def planned(self) -> Mapping[str, int]:
-        """Replicas by pool that run or are to come."""
-        counts = dict.fromkeys(self.pools, 0)
-        for replica in self.replicas.values():
-            if replica.pool is not None and not replica.is_draining:
-                counts[replica.pool.name] += 1
+                counts[replica.pool.name] += count(replica)
         return counts

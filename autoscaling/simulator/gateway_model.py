@@ -66,7 +66,7 @@ class Gateway:
         self.arrivals_may_burst += clearance.may_leave_owned
         ticket = Ticket(self.arrivals, clearance.may_leave_owned, arrived_s=request.arrival_s)
         if self._waiting and is_lane_full(self._tickets.values(), ticket, self._limits):
-            self._tally.rejected += 1
+            self._tally.refuse(may_burst=ticket.may_leave_owned)
             return
         work = Work(request.prompt_tokens, request.output_tokens, request.blocks)
         self._enqueue(Live(request, ticket, work))
@@ -156,6 +156,7 @@ class Gateway:
         self._submit(load.replica_id, live)
 
     def _expire(self, number: int) -> None:
-        if self._waiting.pop(number, None) is not None:
+        live = self._waiting.pop(number, None)
+        if live is not None:
             del self._tickets[number]
-            self._tally.rejected += 1
+            self._tally.refuse(may_burst=live.ticket.may_leave_owned)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from autoscaling import node_history
 from autoscaling.guard import Held, Offer
@@ -48,6 +49,7 @@ class NodeLife:
         self._held_until_s: dict[str, float] = {}
         self._machines: list[Machine] = []
         self._made = dict.fromkeys(scenario.settings.node_types, 0)
+        self._offers = self._build_offers()
         self._figures = node_history.NodeFigures()
         self._learned_s = -math.inf
         self.placed = Placed()
@@ -83,6 +85,12 @@ class NodeLife:
 
     def list_offers(self) -> tuple[Offer, ...]:
         """Return the node types as a decision sees them now."""
+        now_s = self._clock.now_s
+        if not any(until_s > now_s for until_s in self._held_until_s.values()):
+            return self._offers
+        return tuple(replace(one, held=self._find_hold(one.name)) for one in self._offers)
+
+    def _build_offers(self) -> tuple[Offer, ...]:
         return tuple(
             Offer(
                 name=kind.name,
@@ -93,7 +101,6 @@ class NodeLife:
                 usd_per_hour=kind.usd_per_hour,
                 nodes_min=kind.min_nodes,
                 nodes_max=max(kind.max_nodes, kind.name == self._settings.head_node_type),
-                held=self._find_hold(kind.name),
             )
             for kind in self._settings.node_types.values()
         )

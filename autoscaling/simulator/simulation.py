@@ -174,6 +174,8 @@ class Simulation:
             tpot_s_max=self._scenario.slo.tpot_s,
             attainment_min=self._scenario.model.objective.attainment,
             usd_per_late_request=self._scenario.model.objective.usd_per_late_request,
+            late=self.tally.late,
+            refused_may_burst=self.tally.refused_may_burst,
         )
         arrivals = gateway.arrivals - self._arrivals_seen
         self._arrivals_seen = gateway.arrivals

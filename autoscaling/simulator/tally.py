@@ -14,7 +14,8 @@ class Tally:
     """Counts of one run. Every request ends in exactly one of the four ways.
 
     `violations` are restricted requests on sites that aren't owned: always to be 0.
-    `burn_usd_per_hour_max` is the most that was committed at once.
+    `late` and `refused_may_burst` are counted as gateways count them. `burn_usd_per_hour_max` is
+    the most that was committed at once.
     """
 
     slo: Slo
@@ -24,6 +25,8 @@ class Tally:
     failed: int = 0
     unfinished: int = 0
     within_slo: int = 0
+    late: int = 0
+    refused_may_burst: int = 0
     violations: int = 0
     launches: int = 0
     reversals: int = 0
@@ -31,6 +34,16 @@ class Tally:
     burn_usd_per_hour_max: float = 0.0
     ttft_s: list[float] = field(default_factory=list)
     tpot_s: list[float] = field(default_factory=list)
+
+    def begin(self, ttft_s: float) -> None:
+        """Note a first token: whether it kept its promise."""
+        self.late += ttft_s > self.slo.ttft_s
+
+    def refuse(self, *, may_burst: bool) -> None:
+        """Count a request that nobody answers."""
+        self.rejected += 1
+        self.late += 1
+        self.refused_may_burst += may_burst
 
     def complete(self, ttft_s: float, tpot_s: float) -> bool:
         """Count an answer that came to its end; return whether it kept both promises."""

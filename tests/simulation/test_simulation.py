@@ -133,6 +133,7 @@ def test_the_gateway_counts_what_came_and_what_each_pool_answered(
     assert sum(one.requests for one in served) == found.completed
     assert sum(one.first_tokens for one in served) == found.completed
     assert sum(one.ttft_s for one in served) == pytest.approx(sum(run.tally.ttft_s))
+    assert last.late == sum(ttft_s > scenario.slo.ttft_s for ttft_s in run.tally.ttft_s)
     assert found.completed == len(traffic.requests)
     assert sum(one.output_tokens for one in served) == sum(
         one.output_tokens for one in traffic.requests
