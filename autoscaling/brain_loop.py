@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Literal
 
 from autoscaling.guard import Offer
 from autoscaling.node_history import NodeFigures
@@ -20,8 +21,10 @@ from autoscaling.record import (
     build_record,
     list_news,
     read_memory,
+    read_shadow,
 )
 from autoscaling.replicas import decide_replicas
+from autoscaling.shadow import Seen, Shadow, Shadowed, decide_in_shadow
 from autoscaling.snapshot import BurstPolicy, Decision, Reason, Snapshot
 from autoscaling.stability import ModelMemory
 from cluster.config import BurstSettings, ClusterSettings
@@ -59,6 +62,7 @@ class BrainLoop:
         self._board = board
         self._sources = sources
         self._memory: dict[str, ModelMemory] | None = None
+        self._shadow: Shadow = {}
         self._known: tuple[Reason, ...] = ()
         self._unreadable: set[str] = set()
         self._tick_s = 0.0
@@ -76,7 +80,7 @@ class BrainLoop:
         self.notices = self._list_notices()
         requested = self._board.get_targets()
         if self._memory is None:
-            self._memory = self._recall()
+            self._memory, self._shadow = self._recall()
         policy = build_policy(settings.burst)
         learned = self._sources.read_node_figures()
         signals, offers = self._list_signals(), list_offers(settings)
@@ -91,14 +95,26 @@ class BrainLoop:
             owned_nodes=list_owned_nodes(offers, report.nodes, signals),
         )
         snapshot = build_snapshot(observed, now_s=self._sources.now_s(), policy=policy)
-        decision = decide_replicas(snapshot, policy)
-        self._act(decision, snapshot, requested)
+        decision, shadowed = self._decide(snapshot, observed, policy)
+        self._act(decision if shadowed is None else shadowed.carried, snapshot, requested)
         self.serving = list_serving(observed.signals)
-        self._board.put_decision(build_record(decision, snapshot, report, self._look_around()))
+        around = self._look_around()
+        record = build_record(decision, snapshot, report, around, shadowed=shadowed)
+        self._board.put_decision(record)
         self._memory = dict(decision.memory)
-        self._say(decision)
+        self._shadow = {} if shadowed is None else shadowed.shadow
+        self._say(decision, policy.mode)
         self._tick_s = time.monotonic() - began_s
         return decision
+
+    def _decide(
+        self, snapshot: Snapshot, observed: Observed, policy: BurstPolicy
+    ) -> tuple[Decision, Shadowed | None]:
+        """Return the decision and, in shadow mode, what is carried out of it."""
+        if policy.mode == "act":
+            return decide_replicas(snapshot, policy), None
+        seen = Seen(observed.signals, observed.requested)
+        return decide_in_shadow(self._shadow, seen, snapshot, policy)
 
     def _look_around(self) -> Surroundings:
         return Surroundings(
@@ -131,16 +147,20 @@ class BrainLoop:
             return
         self._board.put_targets(Targets(decided_s=snapshot.now_s, replicas=decision.targets))
 
-    def _recall(self) -> dict[str, ModelMemory]:
+    def _recall(self) -> tuple[dict[str, ModelMemory], Shadow]:
         """Return the memory of the last record, none if there is none that can be read."""
+        record = self._board.get_decision() or {}
+        memory: dict[str, ModelMemory] = {}
+        shadow: Shadow = {}
         try:
-            memory = read_memory(self._board.get_decision() or {})
+            memory = read_memory(record)
+            shadow = read_shadow(record)
         except ValueError as exc:
-            _log.warning("the last decision record can't be read, beginning without it: %s", exc)
-            return {}
+            what = "the shadow" if memory else "the last decision record"
+            _log.warning("%s can't be read, beginning without it: %s", what, exc)
         if memory:
             _log.info("going on from the last decision record: %s", ", ".join(sorted(memory)))
-        return memory
+        return memory, shadow
 
     def _list_signals(self) -> Sequence[GatewaySignals]:
         """Return what gateways said, nothing if one of them can't be understood.
@@ -166,14 +186,15 @@ class BrainLoop:
             signals.append(report)
         return signals if is_readable else ()
 
-    def _say(self, decision: Decision) -> None:
+    def _say(self, decision: Decision, mode: Literal["act", "shadow"]) -> None:
         """Log what is new: every change with its reason, every hold when its kind changes."""
+        who = "brain" if mode == "act" else "brain, in shadow"
         reasons = (*decision.reasons, *decision.unmet)
         changes = {"raise", "lower", "close", "bounds"}
         news = {str(reason) for reason in list_news(reasons, self._known)}
         for reason in reasons:
             if reason.code in changes or str(reason) in news:
-                _log.info("brain: %s", reason)
+                _log.info("%s: %s", who, reason)
         self._known = reasons
 
 

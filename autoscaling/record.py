@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
+from autoscaling.shadow import Shadow, Shadowed, ShadowModel
+from autoscaling.shadow_view import describe_shadow, say_shadow
 from autoscaling.snapshot import Decision, Reason, Snapshot
 from autoscaling.stability import ModelMemory
 
@@ -19,6 +21,9 @@ BurstState = Literal["closed", "opening", "open", "closing"]
 
 _MEMORY: TypeAdapter[dict[str, ModelMemory]] = TypeAdapter(
     dict[str, ModelMemory], config=ConfigDict(extra="forbid")
+)
+_SHADOW: TypeAdapter[dict[str, ShadowModel]] = TypeAdapter(
+    dict[str, ShadowModel], config=ConfigDict(extra="forbid")
 )
 
 
@@ -77,14 +82,22 @@ def build_record(
     snapshot: Snapshot,
     report: SchedulerReport,
     around: Surroundings = Surroundings(),
+    *,
+    shadowed: Shadowed | None = None,
 ) -> dict[str, Any]:
-    """Return the record of one decision, ready for JSON."""
+    """Return the record of one decision, ready for JSON.
+
+    In shadow mode, targets, closing pools and the burst's state are of what is carried out, reasons
+    and memory of what is decided, and `shadow` tells what would have come of it.
+    """
     codes = {(reason.code, reason.subject) for reason in (*decision.reasons, *decision.unmet)}
+    carried = decision if shadowed is None else shadowed.carried
     return {
         "decided_s": snapshot.now_s,
-        "targets": decision.targets,
-        "closing": decision.closing,
-        "burst": find_burst_state(decision, snapshot, report),
+        "mode": "act" if shadowed is None else "shadow",
+        "targets": carried.targets,
+        "closing": carried.closing,
+        "burst": find_burst_state(carried, snapshot, report),
         "reasons": [str(reason) for reason in decision.reasons] + list(report.reasons),
         "unmet": [str(reason) for reason in decision.unmet],
         "codes": [list(code) for code in sorted(codes)],
@@ -96,6 +109,16 @@ def build_record(
         "waiting": around.waiting,
         "tick_s": {"brain": around.brain_s, "scheduler": report.tick_s},
         "memory": _MEMORY.dump_python(dict(decision.memory), mode="json"),
+        "shadow": None if shadowed is None else _describe_shadow(shadowed, snapshot.now_s),
+    }
+
+
+def _describe_shadow(shadowed: Shadowed, now_s: float) -> dict[str, Any]:
+    described = describe_shadow(shadowed.shadow, now_s=now_s)
+    return {
+        "models": described,
+        "says": list(say_shadow(described)),
+        "memory": _SHADOW.dump_python(dict(shadowed.shadow), mode="json"),
     }
 
 
@@ -118,6 +141,16 @@ def read_memory(record: Mapping[str, Any]) -> dict[str, ModelMemory]:
     """
     # As JSON, which it was on the board: strict values inside take no plain mappings otherwise.
     return _MEMORY.validate_json(json.dumps(record.get("memory", {})))
+
+
+def read_shadow(record: Mapping[str, Any]) -> Shadow:
+    """Return what a record in shadow mode follows, nothing if it was made in another mode.
+
+    Raises:
+        ValueError: it isn't a record of ours; the caller begins without.
+    """
+    shadow = record.get("shadow") or {}
+    return _SHADOW.validate_json(json.dumps(shadow.get("memory", {})))
 
 
 def find_burst_state(decision: Decision, snapshot: Snapshot, report: SchedulerReport) -> BurstState:

@@ -85,6 +85,9 @@ def _list_lines(status: Status) -> Iterator[str]:
     view, decision = status.view, status.view.decision
     burst = decision.get("burst", "unknown")
     yield f"burst {burst}, waiting {view.waiting}, ${view.usd_per_hour:.2f}/h{_say_spend(status)}"
+    if decision.get("mode") == "shadow":
+        yield "shadow: decided as always, nothing is asked of sites that aren't owned"
+        yield from (f"shadow  {text}" for text in (decision.get("shadow") or {}).get("says", ()))
     if decision.get("is_leader") is False:
         yield "watching: another autoscaler holds the lease"
     for word, key in (("because", "reasons"), ("limit  ", "limits"), ("unmet  ", "unmet")):

@@ -20,6 +20,9 @@ _DECISIONS = (
     "record",
     "releases",
     "replicas",
+    "node_history",
+    "shadow",
+    "shadow_view",
     "snapshot",
     "stability",
 )
@@ -32,6 +35,8 @@ _TESTED = (
     ("autoscaling", "record"),
     ("autoscaling", "releases"),
     ("autoscaling", "replicas"),
+    ("autoscaling", "node_history"),
+    ("autoscaling", "shadow"),
     ("cluster", "budget"),
     ("deployments", "admission"),
     ("deployments", "residency"),

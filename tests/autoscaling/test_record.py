@@ -50,6 +50,7 @@ def test_the_record_is_json_with_the_names_others_read() -> None:
     memory = record.pop("memory")
     assert record == {
         "decided_s": 5.0,
+        "mode": "act",
         "targets": {"m": {"cloud": 1}},
         "closing": {},
         "burst": "open",
@@ -72,6 +73,7 @@ def test_the_record_is_json_with_the_names_others_read() -> None:
         "is_leader": True,
         "waiting": None,
         "tick_s": {"brain": 0.0, "scheduler": 0.0},
+        "shadow": None,
     }
     assert read_memory({"memory": memory}) == decision.memory
 

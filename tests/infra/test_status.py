@@ -115,6 +115,23 @@ def test_limits_spend_and_what_is_sold_out_come_from_the_heads_own_ledger(
     assert "spent today $0.0" in shown
 
 
+def test_shadow_mode_is_told_in_words_and_in_json() -> None:
+    """What the decision record says of it is shown whole, beside the reasons."""
+    shadow = {
+        "says": ["m: would run 2 aws-l40s-spot since 12:05 UTC, $3.72/h, $1.02 so far"],
+        "models": {"m": {"usd": 1.02}},
+    }
+    decision = {"burst": "closed", "mode": "shadow", "shadow": shadow, "reasons": ["m: held"]}
+    status = Status(ClusterView(frozenset(), decision))
+    shown = show(status)
+    assert "shadow: decided as always, nothing is asked of sites that aren't owned" in shown
+    assert "shadow  m: would run 2 aws-l40s-spot since 12:05 UTC, $3.72/h, $1.02 so far" in shown
+    assert "because m: held" in shown
+    assert describe_status(status)["decision"]["shadow"]["models"] == {"m": {"usd": 1.02}}
+    acting = Status(ClusterView(frozenset(), {"mode": "act", "shadow": None}))
+    assert "shadow" not in show(acting)
+
+
 def test_a_bad_cluster_file_on_the_head_hides_nothing_and_is_said(
     head: SshdHost, tmp_path: Path
 ) -> None:
