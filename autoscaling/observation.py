@@ -7,8 +7,9 @@ next: `autoscaling.replicas`.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
+from operator import attrgetter
 
 from autoscaling.guard import Offer
 from autoscaling.learning import Learned, estimate_rps, learn
@@ -16,12 +17,16 @@ from autoscaling.owned_places import OwnedNode
 from autoscaling.snapshot import BurstPolicy, ModelView, PoolView, Snapshot
 from autoscaling.stability import ModelMemory
 from cluster.model import LABEL_ACCELERATOR, Market
-from deployments.signals import GatewaySignals, ModelSignal, PoolSignal, Targets
+from deployments.signals import GatewaySignals, ModelSignal, PoolSignal, Served, Targets
 
 _MARKETS: tuple[Market, ...] = ("owned", "reserved", "spot", "on_demand")
 _COUNT_MAX = 1_000_000
 # A thousand requests a second for thirty years: no counter of a gateway comes near it.
 _COUNTER_MAX = 1e15
+_MODEL_COUNTERS = ("arrived", "arrived_may_burst", "late", "refused_may_burst")
+_SERVED_COUNTERS = tuple(one.name for one in fields(Served))
+_read_model_counters = attrgetter(*_MODEL_COUNTERS)
+_read_served_counters = attrgetter(*_SERVED_COUNTERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +95,24 @@ def find_absurdity(model: ModelSignal) -> str | None:
 
 
 def _find_absurd_counter(model: ModelSignal) -> str | None:
-    names = ("arrived", "arrived_may_burst", "late", "refused_may_burst")
-    counters: dict[str, float] = {name: getattr(model, name) for name in names}
-    for pool in model.pools:
-        counters |= {f"{name} of {pool.pool}": n for name, n in asdict(pool.served).items()}
-    for name, counter in counters.items():
-        # Written so that NaN fails too.
-        if not 0 <= counter <= _COUNTER_MAX:
-            return f"{name} is {counter:g}, which isn't within 0..{_COUNTER_MAX:g}"
     if model.arrived_may_burst > model.arrived:
         return f"{model.arrived_may_burst} of {model.arrived} requests that arrived may burst"
+    found = _find_absurd_number("the model", _MODEL_COUNTERS, _read_model_counters(model))
+    for pool in model.pools:
+        counters = _read_served_counters(pool.served)
+        found = found or _find_absurd_number(pool.pool, _SERVED_COUNTERS, counters)
+    return found
+
+
+def _find_absurd_number(
+    subject: str, names: Sequence[str], counters: Sequence[float]
+) -> str | None:
+    # The usual case, cheaply: this is asked at every tick. A NaN makes the sum one, which fails.
+    if min(counters) >= 0 and sum(counters) <= _COUNTER_MAX:
+        return None
+    for name, counter in zip(names, counters, strict=True):
+        if not 0 <= counter <= _COUNTER_MAX:
+            return f"{name} of {subject} is {counter:g}, which isn't within 0..{_COUNTER_MAX:g}"
     return None
 
 

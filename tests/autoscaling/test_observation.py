@@ -118,7 +118,10 @@ def test_absurd_signals_are_a_doubt_and_no_number_of_theirs_is_used(
 @pytest.mark.parametrize(
     ("model", "doubt"),
     [
-        (replace(MODEL, arrived=-1), "arrived is -1, which isn't within 0..1e+15"),
+        (
+            replace(MODEL, arrived=-1, arrived_may_burst=-1),
+            "arrived of the model is -1, which isn't within 0..1e+15",
+        ),
         (replace(MODEL, arrived=3, arrived_may_burst=4), "4 of 3 requests that arrived may burst"),
         (
             replace(MODEL, pools=(replace(POOL, served=Served(hold_s=math.nan)),)),
