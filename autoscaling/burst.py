@@ -19,7 +19,7 @@ from autoscaling.break_even import (
     judge_more,
     leave_room,
 )
-from autoscaling.outlook import Outlook, build_outlook
+from autoscaling.outlook import Outlook
 from autoscaling.snapshot import BurstPolicy, ModelView, PoolView
 
 # Half of what may be late is planned with: the other half is for what no forecast sees.
@@ -81,12 +81,15 @@ class Burst:
         return needed
 
     def _list_offerings(self, chosen: Sequence[Worth]) -> list[Offering]:
-        """Return one more of each pool that may still grow, in the order of tiers."""
+        """Return one more of each pool that may still grow, in the order of tiers.
+
+        A pool without a finite price has no node type that could hold it.
+        """
         taken = [worth.offering.pool for worth in chosen]
         offerings = [
             self._describe(one.pool)
             for one in self.rented
-            if taken.count(one.pool.name) < one.more_max
+            if taken.count(one.pool.name) < one.more_max and one.pool.usd_per_hour.is_finite()
         ]
         return offerings[:1] if "mix" in self.policy.ablated else offerings
 
@@ -125,9 +128,10 @@ def look_ahead(
     return_s = min(
         (find_cold_start_s(one.pool, policy) for one in rented), default=policy.cold_start_s
     )
-    outlook = build_outlook(
-        history,
+    outlook = Outlook(
         owned_rps=leave_room(owned_rps, ttft_s_max=model.ttft_s_max),
+        all=history.all,
+        may_burst=history.may_burst,
         return_s=return_s,
         late_ratio_max=_PLANNED_SHARE * (1 - model.attainment_min),
         is_blind="forecast" in policy.ablated,
@@ -156,11 +160,12 @@ def say_raise(burst: Burst, chosen: Sequence[Worth], *, waiting: int, now_s: flo
     outlook = burst.outlook
     total_rps = outlook.owned_rps + burst.rented_rps
     work = f"{waiting} queued = {waiting / total_rps:.0f} s of work" if total_rps else ""
-    until = datetime.fromtimestamp(now_s + outlook.expected_rest_s(), UTC)
-    over_rps = sum(outlook.now) / len(outlook.now) if outlook.now else 0.0
+    rise = outlook.over(burst.rented_rps)
+    until = datetime.fromtimestamp(now_s + rise.expected_rest_s(), UTC)
+    over_rps = sum(rise.now) / len(rise.now) if rise.now else 0.0
     parts = [
         work or f"{waiting} queued",
-        f"{over_rps:.1f} req/s over owned until ~{until:%H:%M} UTC"
+        f"{over_rps:.1f} req/s over capacity until ~{until:%H:%M} UTC"
         if over_rps
         else "rises keep returning",
         f"cold start {chosen[0].offering.cold_start_s:.0f} s",

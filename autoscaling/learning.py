@@ -23,7 +23,7 @@ _HALF_LIFE_S = 600.0
 _REQUESTS_MIN = 20.0
 _TOKENS_MIN = 200
 _SPEED_WEIGHT = 0.2
-_FULL = 0.9
+_SHORT = 0.9
 _PACE_NEAR = 1.5
 _SPEED_MIN, _SPEED_MAX = 0.25, 4.0
 
@@ -46,16 +46,19 @@ class LengthSums:
 
 @dataclass(frozen=True, slots=True)
 class PoolSpeed:
-    """How fast a pool is against the table, 1 = as fast. `streams_s` adds streams up over time.
+    """How fast a pool is against the table, 1 = as fast.
 
-    `rps` is what one replica without a row of the table was seen to finish a second.
+    `rps` is what one replica without a row of the table was seen to finish a second. `streams_s`,
+    `replicas_s` and `short_s` add up, in a bin, streams, replicas and the time in which requests
+    waited that it may answer; `full_s` is how long bins have been short all the time.
     """
 
     ratio: float = 1.0
     rps: float | None = None
     streams_s: float = 0.0
     replicas_s: float = 0.0
-    was_short: bool = False
+    short_s: float = 0.0
+    full_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +70,6 @@ class Learned:
     served: Mapping[str, Served] = field(default_factory=dict)
     speeds: Mapping[str, PoolSpeed] = field(default_factory=dict)
     looked_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What a bin ended with: whether requests wait, and the promised pace."""
-
-    is_short: bool
-    tpot_s_max: float
 
 
 def learn(
@@ -120,18 +115,28 @@ def _add_up(learned: Learned, parts: Sequence[ModelSignal], *, now_s: float) -> 
     speeds = dict(learned.speeds)
     streams: dict[str, int] = {}
     replicas: dict[str, int] = {}
+    waiting: dict[str, int] = {}
     for model in parts:
         for pool in model.pools:
             streams[pool.pool] = streams.get(pool.pool, 0) + pool.streams_running
             replicas[pool.pool] = max(replicas.get(pool.pool, 0), pool.replicas_running)
+            waiting[pool.pool] = waiting.get(pool.pool, 0) + _count_waiting(model, pool)
     for name, count in streams.items():
         known = speeds.get(name, PoolSpeed())
         speeds[name] = replace(
             known,
             streams_s=known.streams_s + count * gap_s,
             replicas_s=known.replicas_s + replicas[name] * gap_s,
+            short_s=known.short_s + gap_s * (waiting[name] > 0),
         )
     return replace(learned, speeds=speeds)
+
+
+def _count_waiting(model: ModelSignal, pool: PoolSignal) -> int:
+    """Return how many wait that a pool may answer."""
+    if not pool.owned:
+        return model.waiting_may_burst
+    return model.waiting_public + model.waiting_internal + model.waiting_restricted
 
 
 def _close_bin(
@@ -151,12 +156,7 @@ def _close_bin(
             pools[pool.pool] = pool
             new = _subtract(pool.served, learned.served.get(key))
             fresh[pool.pool] = _add(fresh.get(pool.pool, Served()), new)
-    seen = _Seen(
-        is_short=any(
-            m.waiting_internal + m.waiting_public + m.waiting_restricted for _, m in parts
-        ),
-        tpot_s_max=min((model.tpot_s_max for _, model in parts), default=math.inf),
-    )
+    tpot_s_max = min((model.tpot_s_max for _, model in parts), default=math.inf)
     lengths = learned.lengths
     if is_whole:
         for new in fresh.values():
@@ -166,22 +166,23 @@ def _close_bin(
     for name, pool in pools.items():
         known = learned.speeds.get(name, PoolSpeed())
         speeds[name] = (
-            _learn_speed(known, pool, fresh[name], lengths, seen=seen)
+            _learn_speed(known, pool, fresh[name], lengths, tpot_s_max=tpot_s_max)
             if is_whole
-            else PoolSpeed(known.ratio, known.rps, was_short=seen.is_short)
+            else PoolSpeed(known.ratio, known.rps)
         )
     return replace(learned, lengths=lengths, served=served, speeds=speeds)
 
 
 def _learn_speed(
-    speed: PoolSpeed, pool: PoolSignal, new: Served, sums: LengthSums, *, seen: _Seen
+    speed: PoolSpeed, pool: PoolSignal, new: Served, sums: LengthSums, *, tpot_s_max: float
 ) -> PoolSpeed:
     """Return a pool's speed after a bin, with nothing added up any more."""
     lengths, performance = sums.mean, find_performance(pool)
     ratio, rps = speed.ratio, speed.rps
-    slots_s = speed.replicas_s * pool.slots_per_replica
-    is_full = seen.is_short and speed.was_short and speed.streams_s >= _FULL * slots_s > 0
-    full_rps = new.requests / speed.replicas_s if is_full else None
+    full_s = speed.full_s + BIN_S if speed.short_s >= _SHORT * BIN_S else 0.0
+    # What finishes shows the capacity once all that was begun before has left.
+    has_settled = full_s > 0 and new.requests > 0 and speed.full_s >= new.hold_s / new.requests
+    full_rps = new.requests / speed.replicas_s if has_settled and speed.replicas_s > 0 else None
     if full_rps:
         rps = full_rps if rps is None else rps + _SPEED_WEIGHT * (full_rps - rps)
     elif rps is None and new.requests >= _REQUESTS_MIN and new.hold_s > 0:
@@ -193,7 +194,7 @@ def _learn_speed(
                 performance,
                 lengths,
                 slots=pool.slots_per_replica,
-                tpot_s_max=seen.tpot_s_max,
+                tpot_s_max=tpot_s_max,
             )
             ratio = _approach(ratio, full_rps / expected)
         elif new.decode_tokens >= _TOKENS_MIN and new.decode_s > 0:
@@ -201,7 +202,7 @@ def _learn_speed(
             pace_s = find_pace_s(performance, lengths, batch=batch)
             found = pace_s * new.decode_tokens / new.decode_s
             ratio = _approach(ratio, 1.0 if _is_near(found) else found)
-    return PoolSpeed(ratio=ratio, rps=rps, was_short=seen.is_short)
+    return PoolSpeed(ratio=ratio, rps=rps, full_s=full_s)
 
 
 def _is_near(found: float) -> bool:

@@ -1,7 +1,8 @@
-"""The forecast: how much more than what is there will arrive, for how long, and whether it returns.
+"""The forecast: how much more than a capacity will arrive, for how long, and whether it returns.
 
-Bins of arrivals are compared with the owned capacity. Three in a row above it on average are a
-rise. Three things are asked of the past:
+Each replica that could be rented is judged at its own level: the owned capacity and the replicas
+before it. Bins of arrivals, each averaged with the two before it, are compared with that level;
+what lies above is a rise. Three things are asked of the past:
 
 - How much is over now: the last minute's bins of the present rise, moved along the slope of the
   last five minutes where that is more than chance. A slope alone can announce a rise.
@@ -17,30 +18,83 @@ What is over is what may leave: what must stay takes owned capacity first and ma
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
-from autoscaling.history import BIN_S, DemandHistory
+from autoscaling.history import BIN_S
 
 _SMOOTH_BINS = 3
 _RECENT_BINS = 6
 _SLOPE_BINS = 30
 _SLOPE_ERRORS_MIN = 2.0
+_DAY_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A time ahead that capacity is there for. `is_kept`: it is there already, and is kept."""
+
+    begins_s: float
+    length_s: float
+    is_kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What may come over `owned_rps`. Rates in requests a second, times in s.
+    """What arrived lately, seen from above the owned capacity. Rates in requests a second.
 
-    `late_ratio_max` is the share (0-1) of what owned capacity begins that may be late.
-    `now`: recent excess bins of the present rise, empty when there is none; `past`: all excess
-    bins kept; `onsets`: those within a return's time of a rise's begin, zeros elsewhere.
-    `age_s`: how long the present rise has lasted; `durations_s`: of earlier ones; `quiet_s`: since
-    the last one ended, 0 in a rise; `gaps_s`: between earlier ones.
+    `all` and `may_burst` are requests per bin, oldest first; `return_s` is how long a node takes to
+    come back; `late_ratio_max` the share (0-1) of what owned capacity begins that may be late.
+    `is_blind`: without a forecast, what is over now stays as it is, and nothing returns.
     """
 
     owned_rps: float
+    all: tuple[int, ...]
+    may_burst: tuple[int, ...]
+    return_s: float
     late_ratio_max: float = 0.0
-    level_rps: float = 0.0
+    is_blind: bool = False
+
+    @property
+    def level_rps(self) -> float:
+        """What arrives now, all classes together."""
+        return _mean(self.all[-_SMOOTH_BINS:]) / BIN_S
+
+    def over(self, rented_rps: float) -> "Rise":
+        """Return what is over the owned capacity and so much more."""
+        look = _look_blindly if self.is_blind else _look
+        return look(self.all, self.may_burst, self.owned_rps, rented_rps, self.return_s)
+
+    def count_spared(self, before_rps: float, after_rps: float, window: Window) -> float:
+        """Return how many requests more capacity over the owned one begins in time in a window.
+
+        Only those beyond what may be late count: nobody pays for the last in a hundred.
+        """
+        rise, more_rps = self.over(before_rps), after_rps - before_rps
+        over_now = self._spare(rise.now, more_rps)
+        over_past = self._spare(rise.onsets if window.is_kept else rise.past, more_rps)
+        over_past *= rise.chance_of_return
+        rising_s = rise.expect_rising_s(window)
+        return rising_s * max(over_now, over_past) + (window.length_s - rising_s) * over_past
+
+    def _spare(self, excess: Sequence[float], more_rps: float) -> float:
+        """Return how much less is late with so much more capacity, beyond what may be late."""
+        allowed = self.late_ratio_max * self.owned_rps
+        before = max(0.0, _mean(excess) - allowed)
+        after = max(0.0, _mean([max(0.0, rate - more_rps) for rate in excess]) - allowed)
+        return before - after
+
+
+@dataclass(frozen=True, slots=True)
+class Rise:
+    """The rises over one level of capacity. Rates in requests a second, times in s.
+
+    `now`: recent excess of the present rise, empty when there is none; `past`: that of all bins
+    kept; `onsets`: of those within a return's time of a rise's begin, zeros elsewhere. `age_s`: how
+    long the present rise has lasted; `durations_s`: of earlier ones; `quiet_s`: since the last one
+    ended, 0 in a rise; `gaps_s`: between earlier ones.
+    """
+
     now: tuple[float, ...] = ()
     past: tuple[float, ...] = ()
     onsets: tuple[float, ...] = ()
@@ -67,32 +121,14 @@ class Outlook:
         return (guess + lasted) / (1 + len(reached))
 
     def expected_rest_s(self) -> float:
-        """The median of how much longer the present rise lasts."""
+        """The median of how much longer the present rise lasts, a day at most."""
         more_s = BIN_S
-        while more_s < 86_400.0 and self.chance_of_lasting(more_s) > 0.5:  # noqa: PLR2004
+        while more_s < _DAY_S and self.chance_of_lasting(more_s) > 0.5:  # noqa: PLR2004 - median
             more_s *= 1.25
         return more_s
 
-    def count_spared(self, before_rps: float, after_rps: float, window: "Window") -> float:
-        """Return how many requests more capacity over the owned one begins in time in a window.
-
-        Only those beyond what may be late count: nobody pays for the last in a hundred.
-        """
-        past = self.onsets if window.is_kept else self.past
-        over_now = self._find_late_rps(self.now, before_rps)
-        over_now -= self._find_late_rps(self.now, after_rps)
-        over_past = self._find_late_rps(past, before_rps) - self._find_late_rps(past, after_rps)
-        over_past *= self.chance_of_return
-        rising_s = self._rising_s(window)
-        return rising_s * max(over_now, over_past) + (window.length_s - rising_s) * over_past
-
-    def _find_late_rps(self, excess: Sequence[float], rented_rps: float) -> float:
-        """Return what is late beside so much rented capacity, beyond what may be."""
-        late = _mean([max(0.0, rate - rented_rps) for rate in excess])
-        return max(0.0, late - self.late_ratio_max * self.owned_rps)
-
-    def _rising_s(self, window: "Window") -> float:
-        """Return how many of the window's seconds the present rise is expected to fill."""
+    def expect_rising_s(self, window: Window) -> float:
+        """Return how many of a window's seconds the present rise is expected to fill."""
         if self.age_s <= 0 or not self.now:
             return 0.0
         steps = max(1, min(24, math.ceil(window.length_s / BIN_S)))
@@ -101,77 +137,75 @@ class Outlook:
         return step_s * sum(self.chance_of_lasting(middle_s) for middle_s in middles)
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A time ahead that capacity is there for. `is_kept`: it is there already, and is kept."""
-
-    begins_s: float
-    length_s: float
-    is_kept: bool = False
-
-
-def build_outlook(
-    history: DemandHistory,
-    *,
+@lru_cache(maxsize=256)
+def _look(
+    every: tuple[int, ...],
+    leaving: tuple[int, ...],
     owned_rps: float,
+    rented_rps: float,
     return_s: float,
-    late_ratio_max: float = 0.0,
-    is_blind: bool = False,
-) -> Outlook:
-    """Return the outlook over an owned capacity; `return_s`: how long a node takes to come back.
-
-    `is_blind`: without a forecast. What is over now stays as it is, and nothing returns.
-    """
-    if is_blind:
-        now = _find_excess(history, owned_rps)[-_SMOOTH_BINS:]
-        return Outlook(owned_rps, late_ratio_max, now=now, age_s=math.inf if any(now) else 0.0)
-    excess = _find_excess(history, owned_rps)
-    flags = [rate > 0 for rate in excess]
-    spells = _find_spells(flags)
-    rising = bool(flags) and flags[-1]
-    ended = spells[:-1] if rising else spells
-    age_s = (spells[-1][1] - spells[-1][0]) * BIN_S if rising else 0.0
-    starts = [begin for begin, _ in spells]
-    gaps_s = tuple((begin - end) * BIN_S for (_, end), (begin, _) in pairwise(spells))
-    quiet_s = 0.0 if rising or not spells else (len(flags) - spells[-1][1]) * BIN_S
-    return_bins = max(1, math.ceil(return_s / BIN_S))
-    climb_rps = _find_climb_rps(history, ahead_s=return_s)
-    recent = max(1, min(_RECENT_BINS, int(age_s / BIN_S))) if rising else _RECENT_BINS
-    ahead = _find_excess(history, owned_rps, more_rps=climb_rps)[-recent:]
+) -> Rise:
+    """Return the rises over a level; kept for a while, as the bins change every 10 s only."""
+    excess = _find_excess(every, leaving, owned_rps, rented_rps)
+    spells = _find_spells([rate > 0 for rate in excess])
+    is_rising = bool(spells) and spells[-1][1] == len(excess)
+    ended = spells[:-1] if is_rising else spells
+    age_s = (spells[-1][1] - spells[-1][0]) * BIN_S if is_rising else 0.0
+    quiet_s = 0.0 if is_rising or not spells else (len(excess) - spells[-1][1]) * BIN_S
+    recent = max(1, min(_RECENT_BINS, int(age_s / BIN_S))) if is_rising else _RECENT_BINS
+    climb_rps = _find_climb_rps(leaving, ahead_s=return_s)
+    ahead = _find_excess(every, leaving, owned_rps, rented_rps - climb_rps)[-recent:]
     if climb_rps > 0 and any(ahead):
-        # A climb that will be over capacity counts as a rise as old as the climb.
+        # A climb that will be over the level counts as a rise as old as the climb.
         age_s = max(age_s, _SLOPE_BINS * BIN_S)
-    return Outlook(
-        owned_rps=owned_rps,
-        late_ratio_max=late_ratio_max,
-        level_rps=_mean(history.all[-_SMOOTH_BINS:]) / BIN_S,
+    return Rise(
         now=ahead if age_s > 0 else (),
         past=excess,
-        onsets=_keep_onsets(excess, starts, return_bins),
+        onsets=_keep_onsets(excess, spells, return_s=return_s),
         age_s=age_s,
         # A rise that was on when the record begins may have been longer: it isn't counted.
         durations_s=tuple((end - begin) * BIN_S for begin, end in ended if begin > 0),
         quiet_s=quiet_s,
-        gaps_s=gaps_s,
+        gaps_s=tuple((begin - end) * BIN_S for (_, end), (begin, _) in pairwise(spells)),
+    )
+
+
+def _look_blindly(
+    every: tuple[int, ...],
+    leaving: tuple[int, ...],
+    owned_rps: float,
+    rented_rps: float,
+    return_s: float,
+) -> Rise:
+    """Return the last bins' excess as if it were for ever."""
+    del return_s
+    now = _find_excess(every, leaving, owned_rps, rented_rps)[-_SMOOTH_BINS:]
+    return Rise(now=now, age_s=math.inf if any(now) else 0.0)
+
+
+@lru_cache(maxsize=16)
+def _smooth(bins: tuple[int, ...]) -> tuple[float, ...]:
+    """Return each bin's mean with those before it, in requests a second.
+
+    What is over for ten seconds only finds slots that are free by chance.
+    """
+    return tuple(
+        _mean(bins[max(0, index + 1 - _SMOOTH_BINS) : index + 1]) / BIN_S
+        for index in range(len(bins))
     )
 
 
 def _find_excess(
-    history: DemandHistory, owned_rps: float, *, more_rps: float = 0.0
+    every: tuple[int, ...], leaving: tuple[int, ...], owned_rps: float, rented_rps: float
 ) -> tuple[float, ...]:
-    """Return what may leave and finds no owned room, in requests a second, bin by bin.
+    """Return what may leave and finds neither owned nor rented room, bin by bin.
 
-    What must stay takes its own room first. Each bin is the mean of those up to it: what is over
-    for ten seconds only finds slots that are free by chance.
+    What must stay takes owned room first.
     """
-    found: list[float] = []
-    for index in range(len(history.all)):
-        bins = slice(max(0, index + 1 - _SMOOTH_BINS), index + 1)
-        every = _mean(history.all[bins]) / BIN_S
-        leaving = _mean(history.may_burst[bins]) / BIN_S
-        room_rps = max(0.0, owned_rps - (every - leaving))
-        found.append(max(0.0, leaving + more_rps - room_rps))
-    return tuple(found)
+    return tuple(
+        max(0.0, may_leave - max(0.0, owned_rps - (total - may_leave)) - rented_rps)
+        for total, may_leave in zip(_smooth(every), _smooth(leaving), strict=True)
+    )
 
 
 def _find_spells(flags: Sequence[bool]) -> list[tuple[int, int]]:
@@ -188,27 +222,27 @@ def _find_spells(flags: Sequence[bool]) -> list[tuple[int, int]]:
 
 
 def _keep_onsets(
-    excess: Sequence[float], starts: Sequence[int], return_bins: int
+    excess: Sequence[float], spells: Sequence[tuple[int, int]], *, return_s: float
 ) -> tuple[float, ...]:
     """Return the excess in the first bins of each rise: what a node gone home would miss."""
+    bins = max(1, math.ceil(return_s / BIN_S))
     kept = [0.0] * len(excess)
-    for start in starts:
-        # The mean that tells a rise lags: its first bins may come before.
-        begin = max(0, start + 1 - _SMOOTH_BINS)
-        end = min(len(excess), begin + return_bins)
-        kept[begin:end] = excess[begin:end]
+    for begin, end in spells:
+        until = min(end, begin + bins)
+        kept[begin:until] = excess[begin:until]
     return tuple(kept)
 
 
-def _find_climb_rps(history: DemandHistory, *, ahead_s: float) -> float:
+def _find_climb_rps(leaving: tuple[int, ...], *, ahead_s: float) -> float:
     """Return what a climb of the last minutes adds until then; it goes on for as long at most."""
-    bins = history.may_burst[-_SLOPE_BINS:]
+    bins = leaving[-_SLOPE_BINS:]
     if len(bins) < _SLOPE_BINS:
         return 0.0
     return find_slope(bins) * min(ahead_s, _SLOPE_BINS * BIN_S) / BIN_S / BIN_S
 
 
-def find_slope(bins: Sequence[int]) -> float:
+@lru_cache(maxsize=16)
+def find_slope(bins: tuple[int, ...]) -> float:
     """Return the least-squares slope a bin, 0 where chance alone could make it.
 
     It must be over twice its standard error, with the last minute and without it: what the last

@@ -80,18 +80,22 @@ class _Outcome:
 class _Shortage:
     """What one side, owned or not, lacks: waiting requests without capacity in sight, KV room.
 
-    `calls`: it is enough to ask for more. `worth`: the replicas that pay, where that is known.
+    `calls`: it is enough to ask for more. `worth`: the replicas that pay, where that is known;
+    `over_rps`: what arrives beyond planned capacity, where it asks for more than waiting does.
     """
 
     excess: int
     full_kv: tuple[str, ...]
     calls: bool
     worth: tuple[Worth, ...] = ()
+    over_rps: float = 0.0
 
     @property
     def text(self) -> str:
         """The shortage in words."""
         parts = [f"{self.excess} waiting without a slot in sight"] if self.excess else []
+        if self.over_rps > 0:
+            parts = [f"{self.over_rps:.1f} req/s more arrive than planned replicas begin in time"]
         return ", ".join([*parts, *(f"KV cache of {name} is full" for name in self.full_kv)])
 
 
@@ -197,21 +201,32 @@ def _find_owned_shortage(case: _Case) -> _Shortage:
     """
     pools = case.side(owned=True)
     room = sum(_room(case, pool) for pool in pools)
-    excess = max(0, case.model.waiting - room, _find_slots_short(case))
-    return _build_shortage(case, pools, excess)
+    waiting = max(0, case.model.waiting - room)
+    over_rps = _find_over_rps(case)
+    growing = next((pool for pool in pools if _growth(case, pool)), None)
+    if case.burst is None or growing is None or over_rps <= 0:
+        return _build_shortage(case, pools, waiting)
+    slots = math.ceil(over_rps / case.burst.rps[growing.name] * growing.slots)
+    if slots <= waiting:
+        return _build_shortage(case, pools, waiting)
+    return replace(_build_shortage(case, pools, slots), over_rps=over_rps)
 
 
-def _find_slots_short(case: _Case) -> int:
-    """Return the owned slots that are missing for what arrives, beyond those planned."""
-    burst = case.burst
+def _find_over_rps(case: _Case) -> float:
+    """Return how much more arrives than the planned owned replicas begin in time."""
+    if case.burst is None:
+        return 0.0
     pools = case.side(owned=True)
-    if burst is None or not any(_growth(case, pool) for pool in pools):
-        return 0
-    planned_rps = sum(burst.rps[p.name] * case.known(p).planned for p in pools)
+    planned_rps = sum(case.burst.rps[p.name] * case.known(p).planned for p in pools)
     planned_rps = leave_room(planned_rps, ttft_s_max=case.model.ttft_s_max)
-    growing = next(pool for pool in pools if _growth(case, pool))
-    short_rps = max(0.0, burst.outlook.level_rps - planned_rps)
-    return math.ceil(short_rps / burst.rps[growing.name] * growing.slots)
+    return max(0.0, case.burst.outlook.level_rps - planned_rps)
+
+
+def _is_at_zero(case: _Case) -> bool:
+    """Whether nothing runs or will: who waits would never be answered, whatever that costs."""
+    return not any(
+        one.replicas + one.more_max * one.pool.is_owned for one in _list_capacities(case)
+    )
 
 
 def _find_burst_shortage(case: _Case) -> _Shortage:
@@ -223,6 +238,9 @@ def _find_burst_shortage(case: _Case) -> _Shortage:
     owned, others = case.side(owned=True), case.side(owned=False)
     if case.burst is not None:
         worth = tuple(case.burst.choose_more())
+        if not worth and case.model.waiting_may_burst > 0 and _is_at_zero(case):
+            first = case.burst.find_best()
+            worth = () if first is None else (first,)
         return _Shortage(case.model.waiting_may_burst, (), calls=bool(worth), worth=worth)
     room = sum(_room(case, pool) + _growth(case, pool) for pool in owned)
     must_stay = case.model.waiting - case.model.waiting_may_burst
@@ -388,14 +406,27 @@ def _rent(
 
 
 def _lower(case: _Case) -> _Outcome:
-    """Return the lowering that is due for the dearest pool above its minimum, else a hold."""
+    """Return the lowering that is due for the dearest pool that may go, else a hold."""
     above = [p for p in case.order if case.known(p).planned > p.replicas_min]
+    chosen = next((p for p in reversed(above) if _may_go(case, p)), above[-1] if above else None)
     for pool in case.order:
-        if not above or pool is not above[-1]:
+        if pool is not chosen:
             case = case.remember(pool, _reset_slack(case.known(pool)))
-    if not above:
+    if chosen is None:
         return _hold(case, _say_at_minimum(case))
-    pool = above[-1]
+    return _lower_pool(case, chosen)
+
+
+def _may_go(case: _Case, pool: PoolView) -> bool:
+    """Whether a rented pool has a replica that is neither leased nor needed."""
+    if pool.is_owned or case.burst is None or _find_lower_plan(case, pool) is None:
+        return False
+    known = case.known(pool)
+    leased = count_leased(known, now_s=case.now_s, min_lease_s=case.policy.min_lease_s)
+    return leased < known.planned
+
+
+def _lower_pool(case: _Case, pool: PoolView) -> _Outcome:
     wanted = _find_lower_plan(case, pool)
     known = case.known(pool)
     if wanted is None:
@@ -414,7 +445,17 @@ def _lower(case: _Case) -> _Outcome:
     if not has_lasted(known.slack_since_s, now_s=case.now_s, needed_s=case.policy.down_after_s):
         after_s = case.policy.down_after_s
         return _hold(case, f"{pool.name} could do with {wanted}; that must last {after_s:g} s")
+    if case.burst is not None and _is_in_use(case, pool, wanted):
+        return _hold(case, f"{pool.name} could do with {wanted}; it is in use at this moment")
     return _carry_lowering(case, pool, wanted)
+
+
+def _is_in_use(case: _Case, pool: PoolView, wanted: int) -> bool:
+    """Whether a rented pool carries now what neither owned slots nor fewer replicas could."""
+    if pool.is_owned or case.model.waiting_may_burst > 0:
+        return not pool.is_owned
+    has_room = any(other.streams < other.observed * other.slots for other in case.side(owned=True))
+    return not has_room and pool.streams > wanted * pool.slots
 
 
 def _carry_lowering(case: _Case, pool: PoolView, wanted: int) -> _Outcome:
