@@ -71,6 +71,8 @@ class Outlook:
         Only those beyond what may be late count: nobody pays for the last in a hundred.
         """
         rise, more_rps = self.over(before_rps), after_rps - before_rps
+        if not rise.now and not rise.gaps_s:
+            return 0.0
         over_now = self._spare(rise.now, more_rps)
         over_past = self._spare(rise.onsets if window.is_kept else rise.past, more_rps)
         over_past *= rise.chance_of_return
