@@ -163,10 +163,24 @@ def _sample_decision(decision: Mapping[str, Any], now_s: float) -> Iterator[Samp
         counts = dict.fromkeys(get_args(LimitName), 0) | decision["refusals"]
         for limit, count in sorted(counts.items()):
             yield Sample(m.REFUSALS, (limit,), float(count))
+    yield from _sample_shadow(decision)
     for code, subject in sorted({(str(c), str(s)) for c, s in decision.get("codes", ())}):
         yield Sample(m.REASON, (code, subject), 1)
     for loop, took_s in sorted(decision.get("tick_s", {}).items()):
         yield Sample(m.TICK_S, (str(loop),), float(took_s))
+
+
+def _sample_shadow(decision: Mapping[str, Any]) -> Iterator[Sample]:
+    """Yield what shadow mode tells, zeros while the brain acts."""
+    models = (decision.get("shadow") or {}).get("models", {})
+    for app, pools in sorted(decision.get("targets", {}).items()):
+        told = models.get(app, {})
+        for pool in sorted(pools):
+            replicas = told.get("pools", {}).get(pool, {}).get("replicas", 0)
+            yield Sample(m.SHADOW_REPLICAS, (app, pool), replicas)
+        yield Sample(m.SHADOW_USD, (app,), told.get("usd", 0.0))
+        yield Sample(m.SHADOW_LATE, (app, "real"), told.get("late", 0))
+        yield Sample(m.SHADOW_LATE, (app, "shadow"), told.get("late_then", 0))
 
 
 def _sample_pools(

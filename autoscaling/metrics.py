@@ -129,6 +129,24 @@ REASON = Metric(
     ("code", "subject"),
     "1 for each reason of the last decision, by its code and its model or pool.",
 )
+SHADOW_REPLICAS = Metric(
+    "tidegate_shadow_replicas",
+    "gauge",
+    ("app", "pool"),
+    "Replicas that shadow mode would run and doesn't; 0 for owned pools and while acting.",
+)
+SHADOW_USD = Metric(
+    "tidegate_shadow_usd",
+    "gauge",
+    ("app",),
+    "What they would have cost since shadow mode began.",
+)
+SHADOW_LATE = Metric(
+    "tidegate_shadow_late_requests",
+    "gauge",
+    ("app", "world"),
+    "Late requests since shadow mode began: as they were (real), as they would have been (shadow).",
+)
 POOL_REPLICAS = Metric(
     "tidegate_pool_replicas",
     "gauge",

@@ -5,14 +5,11 @@ saying its lengths (the client left, the replica failed) adds no lengths and no 
 would make the mean answer look short.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from dataclasses import asdict, dataclass
 from typing import TypeGuard
 
 from deployments.signals import Served
 
-_NOTHING = Served()
 _TOKENS_MAX = 10_000_000
 
 
@@ -30,51 +27,62 @@ class Settled:
     output_tokens: int | None = None
 
 
+@dataclass(slots=True)
+class PoolCounts:
+    """The counters of one pool while they grow; named as in `deployments.signals.Served`."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    hold_s: float = 0.0
+    first_tokens: int = 0
+    ttft_s: float = 0.0
+    decode_tokens: int = 0
+    decode_s: float = 0.0
+    waited_s: float = 0.0
+
+    def add(self, settled: Settled) -> None:
+        """Add one request."""
+        first_s = settled.first_token_s
+        if first_s is not None:
+            self.first_tokens += 1
+            self.ttft_s += first_s
+            self.waited_s += min(settled.held_from_s, first_s)
+        prompt, output = settled.prompt_tokens, settled.output_tokens
+        if not (_is_length(prompt) and _is_length(output)):
+            return
+        self.requests += 1
+        self.prompt_tokens += prompt
+        self.output_tokens += output
+        self.hold_s += max(0.0, settled.ended_s - settled.held_from_s)
+        if first_s is not None and output > 1:
+            self.decode_tokens += output - 1
+            self.decode_s += max(0.0, settled.ended_s - first_s)
+
+    def as_served(self) -> Served:
+        """The counters as signals carry them."""
+        return Served(**asdict(self))
+
+
 class ServedTally:
     """Counters by pool; `late` and `refused_may_burst` are as `ModelSignal` has them."""
 
     def __init__(self) -> None:
         self.late = 0
         self.refused_may_burst = 0
-        self._served: dict[str, Served] = {}
-
-    @property
-    def by_pool(self) -> Mapping[str, Served]:
-        """The counters of the pools that have answered something."""
-        return MappingProxyType(self._served)
+        self._pools: dict[str, PoolCounts] = {}
 
     def note(self, pool: str, settled: Settled) -> None:
-        """Add one request."""
-        self._served[pool] = add_settled(self._served.get(pool, _NOTHING), settled)
+        """Add one request that a pool answered."""
+        counts = self._pools.get(pool)
+        if counts is None:
+            counts = self._pools[pool] = PoolCounts()
+        counts.add(settled)
 
-
-def add_settled(served: Served, settled: Settled) -> Served:
-    """Return the counters with one more request in them."""
-    first_s = settled.first_token_s
-    if first_s is not None:
-        served = replace(
-            served,
-            first_tokens=served.first_tokens + 1,
-            ttft_s=served.ttft_s + first_s,
-            waited_s=served.waited_s + min(settled.held_from_s, first_s),
-        )
-    prompt, output = settled.prompt_tokens, settled.output_tokens
-    if not (_is_length(prompt) and _is_length(output)):
-        return served
-    served = replace(
-        served,
-        requests=served.requests + 1,
-        prompt_tokens=served.prompt_tokens + prompt,
-        output_tokens=served.output_tokens + output,
-        hold_s=served.hold_s + max(0.0, settled.ended_s - settled.held_from_s),
-    )
-    if first_s is None or output <= 1:
-        return served
-    return replace(
-        served,
-        decode_tokens=served.decode_tokens + output - 1,
-        decode_s=served.decode_s + max(0.0, settled.ended_s - first_s),
-    )
+    def read(self, pool: str) -> Served:
+        """The counters of one pool so far."""
+        counts = self._pools.get(pool)
+        return Served() if counts is None else counts.as_served()
 
 
 def _is_length(tokens: int | None) -> TypeGuard[int]:

@@ -161,6 +161,23 @@ def show_burst() -> Row:
                 "What the brain wants and what the gateways see.",
             ),
             Panel(
+                "Shadow mode: replicas and late requests",
+                "timeseries",
+                "short",
+                (
+                    Query(sum_of(m.SHADOW_REPLICAS, "app, pool"), "{{app}} {{pool}} would run"),
+                    Query(sum_of(m.SHADOW_LATE, "app, world"), "{{app}} late, {{world}}"),
+                ),
+                "What would run on sites that aren't owned, and what that would have spared.",
+            ),
+            Panel(
+                "Shadow mode: cost",
+                "timeseries",
+                "currencyUSD",
+                (Query(sum_of(m.SHADOW_USD, "app"), "{{app}}"),),
+                "What it would have cost since shadow mode began.",
+            ),
+            Panel(
                 "Launches refused by limit",
                 "timeseries",
                 "short",

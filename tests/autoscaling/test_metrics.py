@@ -304,6 +304,22 @@ def test_exactly_one_burst_state_is_shown(full: Figures) -> None:
     assert states == {"closed": 0, "opening": 0, "open": 1, "closing": 0}
 
 
+def test_shadow_mode_shows_what_would_run_and_acting_shows_zeros(full: Figures) -> None:
+    """Two replicas would run, 4 of 31 late requests would be left, for 1.02 $."""
+    app, pool = "llama", "cloud-cpu-on_demand"
+    keys = [
+        ("tidegate_shadow_replicas", app, pool),
+        ("tidegate_shadow_usd", app),
+        ("tidegate_shadow_late_requests", app, "real"),
+        ("tidegate_shadow_late_requests", app, "shadow"),
+    ]
+    assert [sample(full)[key] for key in keys] == [0, 0, 0, 0]
+    told = {"pools": {pool: {"replicas": 2}}, "usd": 1.02, "late": 31, "late_then": 4}
+    found = sample(replace(full, decision={**DECISION, "shadow": {"models": {app: told}}}))
+    assert [found[key] for key in keys] == [2, 1.02, 31, 4]
+    assert found["tidegate_shadow_replicas", app, "onprem-cpu-owned"] == 0
+
+
 def _fail() -> NoReturn:
     raise StateError("ledger.db must be a usable ledger; got: disk I/O error.")
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from deployments.served_tally import ServedTally, Settled, add_settled
+from deployments.served_tally import ServedTally, Settled
 from deployments.signals import Served
 
 # Held from 0.5 s on, first token at 1 s, the end at 3 s: 10 tokens, so 9 came after the first.
@@ -32,7 +32,9 @@ def settled(**changes: Any) -> Settled:
     ids=["stream", "sent whole", "one token", "broke off", "absurd length", "negative length"],
 )
 def test_a_request_adds_what_is_known_of_it(request_: Settled, expected: Served) -> None:
-    assert add_settled(Served(), request_) == expected
+    tally = ServedTally()
+    tally.note("onprem", request_)
+    assert tally.read("onprem") == expected
 
 
 def test_pools_are_counted_apart_and_only_grow() -> None:
@@ -40,5 +42,5 @@ def test_pools_are_counted_apart_and_only_grow() -> None:
     tally = ServedTally()
     for pool in ("onprem", "cloud", "onprem"):
         tally.note(pool, STREAM)
-    assert {name: one.requests for name, one in tally.by_pool.items()} == {"onprem": 2, "cloud": 1}
-    assert tally.by_pool["onprem"].hold_s == 5.0
+    assert [tally.read(pool).requests for pool in ("onprem", "cloud", "none")] == [2, 1, 0]
+    assert tally.read("onprem").hold_s == 5.0
