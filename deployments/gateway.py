@@ -57,8 +57,6 @@ _ENGINE_MESSAGE_CHARS_MAX = 500
 _ENGINE_REFUSALS = (400, 404, 413, 422)
 _RETRY_AFTER_FAILURE_S = 2
 _OK = 200
-# An estimate, for routing only: the gateway has no tokenizer. English text has about four.
-_BYTES_PER_TOKEN = 4
 
 # No slot in time, or no replica that answered.
 _UNSERVED = (429, 503)
@@ -332,7 +330,7 @@ class Gateway:
             )
         record.may_burst = clearance.may_leave_owned
         record.has_arrived = True
-        waiter = desk.queue.arrive(clearance, prompt_tokens=len(body) // _BYTES_PER_TOKEN)
+        waiter = desk.queue.arrive(clearance)
         for record.tries in range(1, _TRIES_MAX + 1):
             slot = record.slot = await desk.queue.wait_for_slot(waiter)
             record.waited_s = time.monotonic() - record.started_s
@@ -380,7 +378,6 @@ class Gateway:
         except BaseException:
             exchange.close()
             raise
-        slot.note_read()
         record.first_byte_s = time.monotonic() - record.started_s
         self.metrics.ttft_s.labels(record.model, address.site).observe(record.first_byte_s)
         return _Begun(slot, exchange, first, relay, rest)
@@ -451,7 +448,6 @@ class Gateway:
             kv_use_ratio=sum(ratios) / len(ratios) if ratios else None,
             ray_nodes=tuple(sorted(one.ray_node for one in replicas if one.ray_node)),
             gpu_row=spec.speed_row,
-            gpu_shares=spec.gpu_shares,
             served=desk.served.read(spec.name),
         )
 
