@@ -13,6 +13,7 @@ from cluster.processes import MARK_CLUSTER, end_marked, list_marked
 TIDEGATE = Path(sys.executable).parent / "tidegate"
 START_S_MAX = 480
 STOP_S_MAX = 90
+KILLED_S_MAX = 20
 
 
 @dataclass
@@ -81,4 +82,20 @@ def finish(served: Served) -> None:
         assert list_marked(MARK_CLUSTER, served.cluster) == []
     finally:
         served.process.kill()
+        end_marked(MARK_CLUSTER, served.cluster, grace_s=0)
+
+
+def kill(served: Served) -> None:
+    """Kill it and insist that nothing of it is left soon: its reaper ends it in a few seconds.
+
+    For a cluster that nobody looks at again: an orderly stop takes twenty.
+    """
+    try:
+        served.process.kill()
+        served.process.wait()
+        deadline_s = time.monotonic() + KILLED_S_MAX
+        while (left := list_marked(MARK_CLUSTER, served.cluster)) and time.monotonic() < deadline_s:
+            time.sleep(0.2)
+        assert left == []
+    finally:
         end_marked(MARK_CLUSTER, served.cluster, grace_s=0)

@@ -26,7 +26,7 @@ from cluster.config import read_cluster_file
 from cluster.processes import MARK_CLUSTER, list_marked
 from infra.ray_cli import ray_environment
 from infra.serve_api import ServeApi
-from tests.e2e.served import TIDEGATE, Served, finish, start_serving
+from tests.e2e.served import TIDEGATE, Served, kill, start_serving
 from tests.e2e.steady_load import SteadyLoad
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -53,7 +53,7 @@ def served(folder: Path) -> Iterator[Served]:
         cluster_file=write_cluster_file(folder),
     )
     yield started
-    finish(started)
+    kill(started)
 
 
 @pytest.fixture(scope="module")

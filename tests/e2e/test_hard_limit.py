@@ -23,7 +23,7 @@ from cluster.config import read_cluster_file
 from cluster.ledger import Ledger
 from cluster.model import NodeRecord
 from cluster.processes import MARK_CLUSTER, list_marked
-from tests.e2e.served import TIDEGATE, Served, finish, start_serving
+from tests.e2e.served import TIDEGATE, Served, kill, start_serving
 from tests.e2e.steady_load import SteadyLoad
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -62,7 +62,7 @@ def served(folder: Path, cluster_file: Path) -> Iterator[Served]:
         engine="emulated", port_offset=OFFSET, log=folder / "serve.log", cluster_file=cluster_file
     )
     yield started
-    finish(started)
+    kill(started)
 
 
 @pytest.fixture(scope="module")

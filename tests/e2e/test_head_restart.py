@@ -20,7 +20,7 @@ import yaml
 
 from cluster.config import read_cluster_file
 from cluster.processes import MARK_CLUSTER, list_marked
-from tests.e2e.served import Served, finish, start_serving
+from tests.e2e.served import Served, kill, start_serving
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -44,7 +44,7 @@ def served(folder: Path) -> Iterator[Served]:
         serve_file=write_serve_file(folder),
     )
     yield started
-    finish(started)
+    kill(started)
 
 
 def write_cluster_file(folder: Path) -> Path:
