@@ -16,10 +16,14 @@ from autoscaling.node_history import NodeFigures
 from autoscaling.observation import Observed, build_snapshot
 from autoscaling.owned_nodes import list_owned_nodes
 from autoscaling.record import (
+    CHANGE_CODES,
+    Change,
     SchedulerReport,
     Surroundings,
+    add_changes,
     build_record,
     list_news,
+    read_changes,
     read_memory,
     read_shadow,
 )
@@ -63,6 +67,7 @@ class BrainLoop:
         self._sources = sources
         self._memory: dict[str, ModelMemory] | None = None
         self._shadow: Shadow = {}
+        self._changes: tuple[Change, ...] = ()
         self._known: tuple[Reason, ...] = ()
         self._unreadable: set[str] = set()
         self._tick_s = 0.0
@@ -80,7 +85,7 @@ class BrainLoop:
         self.notices = self._list_notices()
         requested = self._board.get_targets()
         if self._memory is None:
-            self._memory, self._shadow = self._recall()
+            self._memory = self._recall()
         policy = build_policy(settings.burst)
         learned = self._sources.read_node_figures()
         signals, offers = self._list_signals(), list_offers(settings)
@@ -98,10 +103,11 @@ class BrainLoop:
         decision, shadowed = self._decide(snapshot, observed, policy)
         self._act(decision if shadowed is None else shadowed.carried, snapshot, requested)
         self.serving = list_serving(observed.signals)
-        around = self._look_around()
+        changes = add_changes(self._changes, decision, now_s=snapshot.now_s)
+        around = self._look_around(changes)
         record = build_record(decision, snapshot, report, around, shadowed=shadowed)
         self._board.put_decision(record)
-        self._memory = dict(decision.memory)
+        self._memory, self._changes = dict(decision.memory), changes
         self._shadow = {} if shadowed is None else shadowed.shadow
         self._say(decision, policy.mode)
         self._tick_s = time.monotonic() - began_s
@@ -116,11 +122,12 @@ class BrainLoop:
         seen = Seen(observed.signals, observed.requested)
         return decide_in_shadow(self._shadow, seen, snapshot, policy)
 
-    def _look_around(self) -> Surroundings:
+    def _look_around(self, changes: tuple[Change, ...]) -> Surroundings:
         return Surroundings(
             problems=self._sources.list_problems(),
             waiting=self._board.get_waiting(now_s=self._sources.now_s()),
             brain_s=self._tick_s,
+            changes=changes,
         )
 
     def _list_notices(self) -> tuple[Notice, ...]:
@@ -147,20 +154,22 @@ class BrainLoop:
             return
         self._board.put_targets(Targets(decided_s=snapshot.now_s, replicas=decision.targets))
 
-    def _recall(self) -> tuple[dict[str, ModelMemory], Shadow]:
-        """Return the memory of the last record, none if there is none that can be read."""
+    def _recall(self) -> dict[str, ModelMemory]:
+        """Return the memory of the last record, none if there is none that can be read.
+
+        What the record tells people goes on as well.
+        """
         record = self._board.get_decision() or {}
         memory: dict[str, ModelMemory] = {}
-        shadow: Shadow = {}
         try:
             memory = read_memory(record)
-            shadow = read_shadow(record)
+            self._shadow, self._changes = read_shadow(record), read_changes(record)
         except ValueError as exc:
-            what = "the shadow" if memory else "the last decision record"
+            what = "what the last decision record tells" if memory else "the last decision record"
             _log.warning("%s can't be read, beginning without it: %s", what, exc)
         if memory:
             _log.info("going on from the last decision record: %s", ", ".join(sorted(memory)))
-        return memory, shadow
+        return memory
 
     def _list_signals(self) -> Sequence[GatewaySignals]:
         """Return what gateways said, nothing if one of them can't be understood.
@@ -190,10 +199,9 @@ class BrainLoop:
         """Log what is new: every change with its reason, every hold when its kind changes."""
         who = "brain" if mode == "act" else "brain, in shadow"
         reasons = (*decision.reasons, *decision.unmet)
-        changes = {"raise", "lower", "close", "bounds"}
         news = {str(reason) for reason in list_news(reasons, self._known)}
         for reason in reasons:
-            if reason.code in changes or str(reason) in news:
+            if reason.code in CHANGE_CODES or str(reason) in news:
                 _log.info("%s: %s", who, reason)
         self._known = reasons
 

@@ -26,6 +26,11 @@ _SHADOW: TypeAdapter[dict[str, ShadowModel]] = TypeAdapter(
     dict[str, ShadowModel], config=ConfigDict(extra="forbid")
 )
 
+CHANGE_CODES = frozenset({"raise", "lower", "close", "bounds"})
+"""The codes of reasons for changing something."""
+
+_CHANGES_MAX = 8
+
 
 @dataclass(frozen=True, slots=True)
 class NodeSummary:
@@ -64,17 +69,32 @@ class SchedulerReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """A number of replicas that was changed at a time, wall time, and why."""
+
+    at_s: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Surroundings:
     """What else people want to know of the process that decides.
 
     `problems` are things a person must mend, such as a cluster file that can't be used. `waiting`
-    says who waits to take over. `brain_s` is how long the brain's last tick took.
+    says who waits to take over. `brain_s` is how long the brain's last tick took. `changes` are the
+    last ones: a second later the reasons are about holding what was changed.
     """
 
     is_leader: bool = True
     problems: tuple[str, ...] = ()
     waiting: str | None = None
     brain_s: float = 0.0
+    changes: tuple[Change, ...] = ()
+
+
+_CHANGES: TypeAdapter[tuple[Change, ...]] = TypeAdapter(
+    tuple[Change, ...], config=ConfigDict(extra="forbid")
+)
 
 
 def build_record(
@@ -100,6 +120,7 @@ def build_record(
         "burst": find_burst_state(carried, snapshot, report),
         "reasons": [str(reason) for reason in decision.reasons] + list(report.reasons),
         "unmet": [str(reason) for reason in decision.unmet],
+        "changes": _CHANGES.dump_python(around.changes, mode="json"),
         "codes": [list(code) for code in sorted(codes)],
         "limits": [*around.problems, *report.limits],
         "refusals": dict(report.refusals),
@@ -151,6 +172,23 @@ def read_shadow(record: Mapping[str, Any]) -> Shadow:
     """
     shadow = record.get("shadow") or {}
     return _SHADOW.validate_json(json.dumps(shadow.get("memory", {})))
+
+
+def add_changes(
+    before: Sequence[Change], decision: Decision, *, now_s: float
+) -> tuple[Change, ...]:
+    """Return the last changes, those of this decision included, oldest first."""
+    new = [Change(now_s, str(one)) for one in decision.reasons if one.code in CHANGE_CODES]
+    return (*before, *new)[-_CHANGES_MAX:]
+
+
+def read_changes(record: Mapping[str, Any]) -> tuple[Change, ...]:
+    """Return the last changes that a record lists.
+
+    Raises:
+        ValueError: it isn't a record of ours; the caller begins without.
+    """
+    return _CHANGES.validate_json(json.dumps(record.get("changes", [])))
 
 
 def find_burst_state(decision: Decision, snapshot: Snapshot, report: SchedulerReport) -> BurstState:

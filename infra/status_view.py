@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -90,6 +91,7 @@ def _list_lines(status: Status) -> Iterator[str]:
         yield from (f"shadow  {text}" for text in (decision.get("shadow") or {}).get("says", ()))
     if decision.get("is_leader") is False:
         yield "watching: another autoscaler holds the lease"
+    yield from (f"{_say_time(change)} {change['why']}" for change in decision.get("changes") or ())
     for word, key in (("because", "reasons"), ("limit  ", "limits"), ("unmet  ", "unmet")):
         yield from (f"{word} {text}" for text in decision.get(key) or ())
     for hold in status.ledger.get("holds") or ():
@@ -98,6 +100,10 @@ def _list_lines(status: Status) -> Iterator[str]:
         if site.get("error"):
             yield f"site    {site['site']} can't be asked: {site['error']}"
     yield from (f"error   {text}" for text in status.errors)
+
+
+def _say_time(change: Mapping[str, Any]) -> str:
+    return f"{datetime.fromtimestamp(float(change['at_s']), UTC):%H:%M:%S} UTC"
 
 
 def _say_spend(status: Status) -> str:

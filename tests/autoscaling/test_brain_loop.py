@@ -148,3 +148,15 @@ def test_every_brain_setting_of_the_cluster_file_reaches_the_policy() -> None:
     changed = BurstSettings(starting_s_max=900, slack_ratio_max=0.5)
     assert build_policy(changed) == BurstPolicy(starting_s_max=900, slack_ratio_max=0.5)
     assert build_policy(BurstSettings()) == BurstPolicy()
+
+
+def test_why_something_changed_is_told_for_long_and_across_a_restart(bench: Bench) -> None:
+    """The raise was ten seconds ago, in another process."""
+    bench.ticks(3, waiting=2)
+    bench.restart()
+    bench.ticks(10, waiting=2)
+    record = bench.board.get_decision()
+    assert record is not None
+    (change,) = record["changes"]
+    assert change["why"].startswith("m/cloud: 0 to 1 replicas: 2 waiting without a slot in sight")
+    assert change["at_s"] == 1003.0

@@ -1,16 +1,21 @@
 """The decision record: readable by people, and enough for the next process to go on from."""
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
 
 from autoscaling.record import (
+    Change,
     NodeSummary,
     SchedulerReport,
+    Surroundings,
+    add_changes,
     build_record,
     find_burst_state,
     list_news,
+    read_changes,
     read_memory,
 )
 from autoscaling.snapshot import Decision, ModelView, PoolView, Reason, Snapshot
@@ -56,6 +61,7 @@ def test_the_record_is_json_with_the_names_others_read() -> None:
         "burst": "open",
         "reasons": ["m: held", "launch 1 x cloud_gpu for {GPU: 1} at site=cloud"],
         "unmet": [],
+        "changes": [],
         "codes": [["hold", "m"]],
         "limits": ["site cloud is full: 2 of 2 nodes"],
         "refusals": {"site": 1},
@@ -76,6 +82,21 @@ def test_the_record_is_json_with_the_names_others_read() -> None:
         "shadow": None,
     }
     assert read_memory({"memory": memory}) == decision.memory
+
+
+def test_the_last_changes_stay_in_the_record_and_holds_do_not() -> None:
+    """Eight of them: a raise of a while ago still tells why money is being spent."""
+    decision, snapshot = decide(1, observed=1)
+    changes: tuple[Change, ...] = ()
+    for now_s in range(20):
+        reasons = (Reason("raise", "m/cloud", f"raise {now_s}"), Reason("hold", "m", "held"))
+        raised = replace(decision, reasons=reasons)
+        changes = add_changes(changes, raised, now_s=float(now_s))
+    around = Surroundings(changes=add_changes(changes, decision, now_s=20.0))
+    record = json.loads(json.dumps(build_record(decision, snapshot, REPORT, around)))
+    assert len(record["changes"]) == 8
+    assert record["changes"][-1] == {"at_s": 19.0, "why": "m/cloud: raise 19"}
+    assert read_changes(record) == changes
 
 
 def test_a_record_that_is_not_ours_gives_no_memory() -> None:

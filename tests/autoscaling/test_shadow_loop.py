@@ -185,7 +185,7 @@ def test_a_shadow_nobody_can_read_costs_only_the_shadow(
     world.bench.board.put_decision(record)
     world.bench.restart()
     assert world.run(1, rps=1)[-1]["shadow"]["models"]["m"]["usd"] == 0
-    assert "the shadow can't be read" in caplog.text
+    assert "what the last decision record tells can't be read" in caplog.text
 
 
 def test_replicas_rented_before_shadow_mode_are_sent_home_by_it(world: World) -> None:

@@ -115,6 +115,14 @@ def test_limits_spend_and_what_is_sold_out_come_from_the_heads_own_ledger(
     assert "spent today $0.0" in shown
 
 
+def test_the_last_changes_are_told_with_their_time_and_reason() -> None:
+    """Five minutes past noon UTC; a second later the reasons are about holding."""
+    why = "m/cloud: 0 to 1 replicas: burst +1: 84 queued = 41 s of work, cold start 95 s"
+    decision = {"changes": [{"at_s": 1_799_928_300.0, "why": why}], "reasons": ["m: held"]}
+    shown = show(Status(ClusterView(frozenset(), decision)))
+    assert f"12:05:00 UTC {why}" in shown
+
+
 def test_shadow_mode_is_told_in_words_and_in_json() -> None:
     """What the decision record says of it is shown whole, beside the reasons."""
     shadow = {
