@@ -6,10 +6,16 @@ from pathlib import Path
 
 _TESTS = Path(__file__).parents[1]
 _DECISIONS = (
+    "break_even",
+    "burst",
+    "capacity",
     "demand",
     "facts",
     "guard",
+    "history",
+    "learning",
     "observation",
+    "outlook",
     "owned_bounds",
     "owned_claims",
     "owned_nodes",
@@ -27,8 +33,14 @@ _DECISIONS = (
     "stability",
 )
 _TESTED = (
+    ("autoscaling", "break_even"),
+    ("autoscaling", "burst"),
+    ("autoscaling", "capacity"),
     ("autoscaling", "guard"),
+    ("autoscaling", "history"),
+    ("autoscaling", "learning"),
     ("autoscaling", "observation"),
+    ("autoscaling", "outlook"),
     ("autoscaling", "owned_bounds"),
     ("autoscaling", "owned_split"),
     ("autoscaling", "placement"),
