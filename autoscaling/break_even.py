@@ -4,7 +4,8 @@ One more is rented when
 
     usd_per_late_request x requests it would begin in time  >  its price x (cold start + lease),
 
-the requests counted from the moment it can serve to the end of its lease. One that runs is kept
+the requests counted from the moment it can serve to the end of its lease, with those of the queue
+that would still wait for it. One that runs is kept
 while the same holds from now for as long as a return would take: had it gone, that is how long it
 would be missed. A replica on spot is charged what its loss would make late: the chance of a loss
 times the gap that the notice doesn't cover; so replicas that are always needed go on demand where
@@ -84,16 +85,18 @@ def find_capacity(rps: float, *, ttft_s_max: float) -> float:
 def judge_more(outlook: Outlook, offering: Offering, *, have_rps: float, terms: Terms) -> Worth:
     """Return what one more replica would be worth beside rented ones that begin `have_rps`."""
     window = Window(begins_s=offering.cold_start_s, length_s=terms.lease_s)
-    paid_s = offering.cold_start_s + terms.lease_s
-    return _judge(outlook, offering, window, have_rps=have_rps, paid_s=paid_s, terms=terms)
+    queued = min(
+        outlook.count_left(have_rps, offering.cold_start_s), offering.extra_rps * terms.lease_s
+    )
+    spared = queued + outlook.count_spared(have_rps, have_rps + offering.extra_rps, window)
+    return _judge(offering, spared, window, offering.cold_start_s + terms.lease_s, terms)
 
 
 def judge_kept(outlook: Outlook, offering: Offering, *, have_rps: float, terms: Terms) -> Worth:
     """Return what a replica is worth that runs beside others which begin `have_rps` without it."""
     window = Window(begins_s=0.0, length_s=offering.cold_start_s, is_kept=True)
-    return _judge(
-        outlook, offering, window, have_rps=have_rps, paid_s=offering.cold_start_s, terms=terms
-    )
+    spared = outlook.count_spared(have_rps, have_rps + offering.extra_rps, window)
+    return _judge(offering, spared, window, offering.cold_start_s, terms)
 
 
 def choose_more(
@@ -120,16 +123,7 @@ def choose_more(
         have_rps += best.offering.extra_rps
 
 
-def _judge(
-    outlook: Outlook,
-    offering: Offering,
-    window: Window,
-    *,
-    have_rps: float,
-    paid_s: float,
-    terms: Terms,
-) -> Worth:
-    spared = outlook.count_spared(have_rps, have_rps + offering.extra_rps, window)
+def _judge(offering: Offering, spared: float, window: Window, paid_s: float, terms: Terms) -> Worth:
     usd_per_late = terms.usd_per_late_request
     if terms.is_any_worth and spared >= 1:
         usd_per_late = math.inf

@@ -135,6 +135,7 @@ def look_ahead(
         return_s=return_s,
         late_ratio_max=_PLANNED_SHARE * (1 - model.attainment_min),
         is_blind="forecast" in policy.ablated,
+        queued=model.waiting_may_burst,
     )
     terms = Terms(
         usd_per_late_request=model.usd_per_late_request,

@@ -46,6 +46,7 @@ class Outlook:
     `all` and `may_burst` are requests per bin, oldest first; `return_s` is how long a node takes to
     come back; `late_ratio_max` the share (0-1) of what owned capacity begins that may be late.
     `is_blind`: without a forecast, what is over now stays as it is, and nothing returns.
+    `queued`: requests waiting now that may leave.
     """
 
     owned_rps: float
@@ -54,6 +55,7 @@ class Outlook:
     return_s: float
     late_ratio_max: float = 0.0
     is_blind: bool = False
+    queued: int = 0
 
     @property
     def level_rps(self) -> float:
@@ -78,6 +80,10 @@ class Outlook:
         over_past *= rise.chance_of_return
         rising_s = rise.expect_rising_s(window)
         return rising_s * max(over_now, over_past) + (window.length_s - rising_s) * over_past
+
+    def count_left(self, rented_rps: float, after_s: float) -> float:
+        """Return how many of those queued now still wait then, beside so much rented capacity."""
+        return max(0.0, self.queued - (self.owned_rps + rented_rps) * after_s)
 
     def _spare(self, excess: Sequence[float], more_rps: float) -> float:
         """Return how much less is late with so much more capacity, beyond what may be late."""

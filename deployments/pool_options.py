@@ -53,7 +53,8 @@ def build_pool_options(pool: PoolSpec, *, bundles: Sequence[dict[str, float]]) -
         },
         "graceful_shutdown_timeout_s": GRACEFUL_SHUTDOWN_S,
         "graceful_shutdown_wait_loop_s": _DRAIN_POLL_S,
-        "max_surge_percent": 0 if pool.replaces_in_place else _SURGE_PERCENT,
+        # One more engine would need one more share of a GPU that is shared out already.
+        "max_surge_percent": 0 if pool.replaces_in_place or pool.gpu_shares > 1 else _SURGE_PERCENT,
         "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
         "health_check_timeout_s": _HEALTH_CHECK_TIMEOUT_S,
     }
@@ -64,7 +65,7 @@ def build_bundles(pool: PoolSpec, *, workers: int) -> list[dict[str, float]]:
 
     This is the group LLMServer makes for the same pool; a test compares the two.
     """
-    gpus_per_worker = pool.gpus_per_replica / workers
+    gpus_per_worker = pool.gpus_per_replica / workers / pool.gpu_shares
     worker = {"CPU": 1.0, "GPU": gpus_per_worker} if gpus_per_worker else {"CPU": 1.0}
     return [
         {**worker, "CPU": worker["CPU"] + _ACTOR_CPUS},
@@ -75,7 +76,9 @@ def build_bundles(pool: PoolSpec, *, workers: int) -> list[dict[str, float]]:
 def build_selector(pool: PoolSpec) -> dict[str, str]:
     """Labels a node must have to run replicas of `pool`.
 
-    The market isn't one of them: when a site has no spot nodes to give, the autoscaler takes the
-    next tier of the same accelerator, and the pool's replicas run there.
+    A spot pool doesn't select its market: when a site has no spot nodes to give, the autoscaler
+    takes the next tier of the same accelerator, and the pool's replicas run there. A dearer market
+    is selected: it was chosen because its nodes aren't taken away.
     """
-    return {"site": pool.site, "accelerator": pool.accelerator}
+    selector = {"site": pool.site, "accelerator": pool.accelerator}
+    return selector if pool.market in {"owned", "spot"} else {**selector, "market": pool.market}

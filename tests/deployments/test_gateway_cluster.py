@@ -97,7 +97,12 @@ class Cluster:
         self._start_node("onprem", [*head, "--labels", "site=onprem,owned=true,accelerator=cpu"])
         address = f"127.0.0.1:{self._gcs_port}"
         self._start_node(
-            "cloud", [f"--address={address}", "--labels", "site=cloud,owned=false,accelerator=cpu"]
+            "cloud",
+            [
+                f"--address={address}",
+                "--labels",
+                "site=cloud,owned=false,accelerator=cpu,market=on_demand",
+            ],
         )
         pools = [pool("onprem", owned=True), pool("cloud", owned=False)]
         args = {

@@ -8,6 +8,7 @@ import pytest
 
 from deployments.emulated import emulated_deployment, read_args
 from deployments.engine import build_engine_args, vllm_deployment
+from deployments.pool_options import build_selector
 from deployments.spec import ModelSpec, PoolSpec
 
 
@@ -40,6 +41,18 @@ def test_the_selector_of_site_and_accelerator_stands_on_every_bundle_and_on_the_
     selector = {"site": "onprem", "accelerator": pool.accelerator}
     assert replica.placement_group_bundle_label_selector == [selector]
     assert replica.ray_actor_options["label_selector"] == selector
+
+
+@pytest.mark.parametrize(
+    ("market", "more"),
+    [("spot", {}), ("on_demand", {"market": "on_demand"}), ("reserved", {"market": "reserved"})],
+)
+def test_a_spot_pool_runs_on_any_market_and_a_dearer_one_on_its_own(
+    market: str, more: dict[str, str]
+) -> None:
+    """Spot that is sold out falls back to the next tier; what was chosen to stay is not on spot."""
+    _, pool = make_model(site="aws", owned=False, market=market)
+    assert build_selector(pool) == {"site": "aws", "accelerator": pool.accelerator} | more
 
 
 def test_a_replica_on_several_gpus_has_a_bundle_and_a_selector_for_each() -> None:
