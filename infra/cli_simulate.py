@@ -1,115 +1,191 @@
 """`tidegate simulate`: a trace or a generator against policies, in simulated time."""
 
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from autoscaling.peers.registry import POLICY_NAMES, run_policy
-from autoscaling.simulator.generators import GENERATORS, Shape, generate
+from autoscaling.peers.registry import POLICY_NAMES
+from autoscaling.simulator.generators import GENERATORS
 from autoscaling.simulator.scenario import Scenario
-from autoscaling.simulator.tally import Outcome
-from autoscaling.simulator.traces import RateReading, read_trace
-from autoscaling.simulator.traffic import (
-    Traffic,
-    clip_lengths,
-    cut_traffic,
-    mark_restricted,
-    rescale_traffic,
-    scale_prompts,
-)
+from autoscaling.simulator.traffic import Traffic
+from autoscaling.snapshot import BRAIN_PARTS
 from cluster.errors import ConfigError
-from infra.cli_options import Output as AnyOutput
-from infra.cli_options import write_report
+from infra.cli_options import Output, OutputOption, write_report
 from infra.progress import console
-from infra.simulate_view import build_policy_rows, render_policy_table
+from infra.simulate_choice import OURS, USUAL_POLICIES, choose_variants, label_bought
+from infra.simulate_demand import AskedTraffic, check_asked, prepare_traffic
+from infra.simulate_report import write_html
+from infra.simulate_run import Finished, run_variants
+from infra.simulate_view import Subject, build_content, render_result
 from infra.simulated_files import CLUSTER_FILE, SERVE_FILE, Choices, read_scenario
+from infra.what_if import Payback, Purchase, find_payback
 
 app = typer.Typer()
 
-_QUIET_S = 2.0
-_S_PER_HOUR = 3600.0
-
-
-class Output(StrEnum):
-    """How the figures are written."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
-@dataclass(frozen=True, slots=True)
-class _Demand:
-    """What arrives, as asked for on the command line. Exactly one of the scalings, or none."""
-
-    source: str
-    rescale: float | None
-    load_rps: float | None
-    hours: float | None
-    restricted: float
-    prompt_scale: float
-    lengths: Path | None
+_INTERRUPTED = 130
+_TRAFFIC, _CLUSTER, _RUNS, _BUY = "Traffic", "Cluster and promise", "What to run", "What if"
 
 
 @app.command(
-    epilog="Examples:  tidegate simulate bursty --load 20  |  "
-    "tidegate simulate azure.csv.gz --rescale 4 --policy tidegate --policy ray-default --seeds 5  |"
-    "  tidegate simulate rate.csv --load 8 --hours 24 --restricted 0.3 -o json"
+    epilog="Examples:  tidegate simulate bursty --load 20 --report burst.html  |  "
+    "tidegate simulate azure.csv.gz --load 25 --policy all --seeds 5 -o json  |  "
+    "tidegate simulate rate.csv --load 8 --hours 24 --restricted 0.3 --spot-heavy  |  "
+    "tidegate simulate spike --load 30 --ablate forecast --ablate break-even  |  "
+    "tidegate simulate azure.csv.gz --load 30 --buy onprem_a100 --node-usd 60000 "
+    "--node-usd-per-month 700"
 )
 def simulate(  # noqa: PLR0913, PLR0917 - every option of the command line
     trace: Annotated[
         str, typer.Argument(help=f"A trace file, or a generator: {', '.join(GENERATORS)}.")
     ],
-    policy: Annotated[
-        list[str] | None,
-        typer.Option(help=f"Policy to run, repeatable: {', '.join(POLICY_NAMES)}, or all."),
+    rescale: Annotated[
+        float | None, typer.Option(help="Multiply the rate by this.", rich_help_panel=_TRAFFIC)
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=100, help="How many seeds, from --seed on.")] = 1,
-    seed: Annotated[int, typer.Option(help="The first seed; the same one, the same figures.")] = 1,
-    rescale: Annotated[float | None, typer.Option(help="Multiply the rate by this.")] = None,
     load: Annotated[
-        float | None, typer.Option(help="Bring the mean rate to this many requests a second.")
+        float | None,
+        typer.Option(
+            help="Bring the mean rate to this many requests a second.", rich_help_panel=_TRAFFIC
+        ),
     ] = None,
-    hours: Annotated[float | None, typer.Option(help="Simulate so much of it, or make it.")] = None,
+    hours: Annotated[
+        float | None,
+        typer.Option(help="Simulate so much of it, or make it.", rich_help_panel=_TRAFFIC),
+    ] = None,
     restricted: Annotated[
-        float, typer.Option(help="Share (0-1) of requests that must stay on owned sites.")
+        float,
+        typer.Option(
+            help="Share (0-1) of requests that must stay on owned sites.", rich_help_panel=_TRAFFIC
+        ),
     ] = 0.0,
     prompt_scale: Annotated[
-        float, typer.Option(help="Keep this share (0-1) of each prompt, for small models.")
+        float,
+        typer.Option(
+            help="Keep this share (0-1) of each prompt, for small models.", rich_help_panel=_TRAFFIC
+        ),
     ] = 1.0,
     lengths: Annotated[
-        Path | None, typer.Option(help="Archive of ServeGen length distributions.")
+        Path | None,
+        typer.Option(
+            help="Archive of ServeGen length distributions, for rate curves.",
+            rich_help_panel=_TRAFFIC,
+        ),
+    ] = None,
+    cluster_file: Annotated[
+        Path,
+        typer.Option(
+            "--cluster",
+            help="Cluster file: nodes, prices, limits.",
+            show_default="a shipped one",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = CLUSTER_FILE,
+    serve_file: Annotated[
+        Path,
+        typer.Option(
+            "--serve",
+            help="Serve file: the model's pools.",
+            show_default="a shipped one",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = SERVE_FILE,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Which model of the serve file; else its first.", rich_help_panel=_CLUSTER
+        ),
+    ] = None,
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ACCELERATOR=ROW of the GPU table, repeatable.", rich_help_panel=_CLUSTER
+        ),
     ] = None,
     spot_heavy: Annotated[  # noqa: FBT002 - a flag of the command line
-        bool, typer.Option("--spot-heavy", help="Spot is often sold out, and lost hourly.")
+        bool,
+        typer.Option(
+            "--spot-heavy",
+            help="Spot is often sold out, and lost hourly.",
+            rich_help_panel=_CLUSTER,
+        ),
     ] = False,
     slo_ttft: Annotated[
         float | None,
-        typer.Option(help="Promised seconds to the first token; the serve file's otherwise."),
+        typer.Option(
+            help="Promised seconds to the first token; else the serve file's.",
+            rich_help_panel=_CLUSTER,
+        ),
     ] = None,
     slo_tpot: Annotated[
         float | None,
-        typer.Option(help="Promised seconds per token after it; the serve file's otherwise."),
+        typer.Option(
+            help="Promised seconds per token after it; else the serve file's.",
+            rich_help_panel=_CLUSTER,
+        ),
     ] = None,
-    cluster_file: Annotated[
-        Path, typer.Option("--cluster", help="Cluster file: nodes, prices, limits.")
-    ] = CLUSTER_FILE,
-    serve_file: Annotated[
-        Path, typer.Option("--serve", help="Serve file: the model's pools.")
-    ] = SERVE_FILE,
-    model: Annotated[str | None, typer.Option(help="Which model of the serve file.")] = None,
-    gpu: Annotated[
-        list[str] | None, typer.Option(help="ACCELERATOR=ROW of the GPU table, repeatable.")
+    owned_usd_per_gpu_hour: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="What an owned GPU costs an hour, used or not; shown beside the cloud's.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = 0.0,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Policy to run, repeatable: {', '.join(POLICY_NAMES)}, or all.",
+            show_default=", ".join(USUAL_POLICIES),
+            rich_help_panel=_RUNS,
+        ),
     ] = None,
-    output: Annotated[Output, typer.Option("--output", "-o", help="How to write it.")] = (
-        Output.TABLE
-    ),
+    ablate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Run ours also with this part of the brain switched off, repeatable: "
+            f"{', '.join(BRAIN_PARTS)}, or all, each by itself.",
+            rich_help_panel=_RUNS,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int,
+        typer.Option(min=1, max=100, help="How many seeds, from --seed on.", rich_help_panel=_RUNS),
+    ] = 1,
+    seed: Annotated[
+        int,
+        typer.Option(help="The first seed; the same one, the same figures.", rich_help_panel=_RUNS),
+    ] = 1,
+    buy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NODE_TYPE",
+            help="Ask when one more node of this owned type would have paid for itself.",
+            rich_help_panel=_BUY,
+        ),
+    ] = None,
+    node_usd: Annotated[
+        float | None, typer.Option(min=0, help="What that node costs.", rich_help_panel=_BUY)
+    ] = None,
+    node_usd_per_month: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="What that node costs a month to run: power, cooling, hosting, service.",
+            rich_help_panel=_BUY,
+        ),
+    ] = 0.0,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write a page with charts, every decision and its reasons: FILE.html."),
+    ] = None,
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Replay a trace, or traffic made on the spot, against policies in simulated time."""
+    asked = AskedTraffic(trace, rescale, load, hours, restricted, prompt_scale, lengths)
+    check_asked(asked)
+    purchase = _read_purchase(buy, node_usd, node_usd_per_month)
+    _check_report(report)
     scenario = read_scenario(
         Choices(
             cluster_file=cluster_file,
@@ -119,99 +195,72 @@ def simulate(  # noqa: PLR0913, PLR0917 - every option of the command line
             slo_ttft_s=slo_ttft,
             slo_tpot_s=slo_tpot,
             is_spot_heavy=spot_heavy,
+            owned_usd_per_gpu_hour=owned_usd_per_gpu_hour,
         )
     )
-    demand = _Demand(trace, rescale, load, hours, restricted, prompt_scale, lengths)
-    names = list(POLICY_NAMES) if policy == ["all"] else policy or ["tidegate"]
-    found: dict[str, list[Outcome]] = {name: [] for name in names}
-    first: Traffic | None = None
-    for number in range(seed, seed + seeds):
-        traffic = _prepare(demand, scenario, seed=number)
-        first = first or traffic
-        for name in names:
-            found[name].append(_run(name, traffic, scenario, seed=number))
-    if first is not None:
-        _write(output, first, seed=seed, seeds=seeds, found=found)
-
-
-def _write(
-    output: Output, traffic: Traffic, *, seed: int, seeds: int, found: Mapping[str, list[Outcome]]
-) -> None:
-    rows = build_policy_rows(found)
-    content = {
-        "trace": traffic.name,
-        "seed": seed,
-        "seeds": list(range(seed, seed + seeds)),
-        "requests": len(traffic.requests),
-        "duration_s": traffic.duration_s,
-        "policies": rows,
-    }
-    title = (
-        f"{traffic.name}: {len(traffic.requests)} requests in {traffic.duration_s:.0f} s, "
-        f"{traffic.mean_rps:.1f} a second, {seeds} seed{'s' if seeds > 1 else ''}"
+    variants = choose_variants(scenario, policy or [], ablate or [], purchase)
+    numbers = range(seed, seed + seeds)
+    finished = run_variants(
+        variants, partial(_prepare, asked, scenario), numbers, is_recorded=report is not None
     )
-    write_report(AnyOutput(output.value), content, render_policy_table(title, rows))
+    payback = _find_payback(finished, scenario, purchase)
+    subject = Subject(asked, scenario, seeds=tuple(numbers), payback=payback)
+    content = build_content(finished, subject)
+    write_report(output, content, render_result(content))
+    if report is not None:
+        write_html(report, finished, subject, content)
+        console.print(f"report: {report}", markup=False)
+    if finished.is_interrupted:
+        console.print("interrupted: what had been finished by then is above", markup=False)
+        raise typer.Exit(_INTERRUPTED)
 
 
-def _prepare(demand: _Demand, scenario: Scenario, *, seed: int) -> Traffic:
-    """Return the traffic as asked for, cut to what the model can take."""
-    if demand.rescale is not None and demand.load_rps is not None:
-        raise ConfigError("--rescale and --load must not be given together: each sets the rate.")
-    until_s = None if demand.hours is None else demand.hours * _S_PER_HOUR
-    traffic = _load(demand, until_s, seed=seed)
-    if until_s is not None:
-        traffic = cut_traffic(traffic, until_s)
-    if not traffic.requests:
-        raise ConfigError(f"{demand.source} must hold at least one request; got none.")
-    factor = demand.rescale
-    if demand.load_rps is not None:
-        factor = demand.load_rps / traffic.mean_rps
-    # What was drawn for a load is within chance of it already.
-    if factor is not None and not (demand.load_rps and 0.9 < factor < 1.1):  # noqa: PLR2004
-        traffic = rescale_traffic(traffic, factor, seed=seed)
-    if demand.prompt_scale != 1.0:
-        traffic = scale_prompts(traffic, demand.prompt_scale)
-    traffic, cut = clip_lengths(traffic, context_tokens=scenario.model.context_tokens)
-    if cut:
-        console.print(
-            f"{cut} of {len(traffic.requests)} requests were cut to the model's context of "
-            f"{scenario.model.context_tokens} tokens"
-        )
-    if demand.restricted:
-        traffic = mark_restricted(traffic, demand.restricted, seed=seed)
+def _prepare(asked: AskedTraffic, scenario: Scenario, seed: int) -> Traffic:
+    traffic, note = prepare_traffic(asked, scenario, seed=seed)
+    if note:
+        console.print(note, markup=False)
     return traffic
 
 
-def _load(demand: _Demand, until_s: float | None, *, seed: int) -> Traffic:
-    if demand.source in GENERATORS:
-        usual = Shape()
-        shape = Shape(
-            mean_rps=demand.load_rps or usual.mean_rps,
-            duration_s=until_s or usual.duration_s,
-        )
-        return generate(demand.source, shape, seed=seed)
-    path = Path(demand.source)
-    if not path.exists():
+def _find_payback(
+    finished: Finished, scenario: Scenario, purchase: Purchase | None
+) -> Payback | None:
+    """Return the answer to what the node would have changed, None if it can't be told."""
+    if purchase is None or finished.first is None:
+        return None
+    having = finished.outcomes.get(label_bought(purchase), [])
+    if not having:
+        return None
+    return find_payback(
+        purchase,
+        without=finished.outcomes[OURS][: len(having)],
+        having=having,
+        requests=finished.requests[: len(having)],
+        traffic_s=finished.first.duration_s,
+        usd_per_late_request=scenario.model.objective.usd_per_late_request,
+    )
+
+
+def _read_purchase(
+    node_type: str | None, usd: float | None, usd_per_month: float
+) -> Purchase | None:
+    if node_type is None:
+        if usd is not None or usd_per_month:
+            raise ConfigError("--node-usd must come with the node's type: --buy NODE_TYPE.")
+        return None
+    if not usd:
+        raise ConfigError(f"--buy {node_type} must come with a price above 0: --node-usd PRICE.")
+    return Purchase(node_type, usd, usd_per_month)
+
+
+def _check_report(report: Path | None) -> None:
+    """Return if a page can be written there: known before hours are simulated, not after."""
+    if report is None:
+        return
+    if report.is_dir() or not report.parent.is_dir():
         raise ConfigError(
-            f"TRACE must be a file or one of {', '.join(GENERATORS)}; got {demand.source!r}."
+            f"--report must be a file in a folder that is there; got {str(report)!r}."
         )
-    reading = RateReading(lengths=demand.lengths, load_rps=demand.load_rps, until_s=until_s)
-    return read_trace(path, seed=seed, rates=reading)
-
-
-def _run(name: str, traffic: Traffic, scenario: Scenario, *, seed: int) -> Outcome:
-    """Return one run's figures; what takes long says on stderr how far it is."""
-    began_s = said_s = time.monotonic()
-
-    def say(now_s: float) -> None:
-        nonlocal said_s
-        spent_s = time.monotonic()
-        if spent_s - said_s >= _QUIET_S:
-            said_s = spent_s
-            share = now_s / traffic.duration_s
-            console.print(f"  {name}, seed {seed}: {share:.0%}, {spent_s - began_s:.0f} s")
-
-    return run_policy(name, traffic, scenario, seed=seed, say=say)
 
 
 def _read_rows(given: list[str]) -> dict[str, str]:

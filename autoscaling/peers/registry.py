@@ -1,6 +1,7 @@
 """All policies by name, ours first; each is built for one run."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from autoscaling.brain_loop import build_policy
 from autoscaling.peers import oracle
@@ -52,8 +53,11 @@ def run_policy(
     seed: int,
     say: Say | None = None,
     recorder: Recorder | None = None,
+    ablated: frozenset[str] = frozenset(),
 ) -> Outcome:
     """Return one policy's figures; a bound, which is no run, tells the recorder nothing.
+
+    `ablated` parts of our own brain are switched off; the others have no such parts.
 
     Raises:
         ConfigError: there is no policy of this name, or Ray isn't installed for the one that is it.
@@ -63,4 +67,7 @@ def run_policy(
     if name not in _BUILDERS:
         raise ConfigError(f"--policy must be one of {', '.join(POLICY_NAMES)}; got {name!r}.")
     policy = _BUILDERS[name](traffic, scenario)
+    if ablated:
+        brain = replace(build_policy(scenario.settings.burst), ablated=ablated)
+        policy = TidegatePolicy(brain)
     return Simulation(traffic, scenario, policy, seed=seed, recorder=recorder).run(say)

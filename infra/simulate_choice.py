@@ -1,0 +1,70 @@
+"""Which runs a simulation consists of: policies, ours in parts, ours with a node that is bought."""
+
+import importlib.util
+from collections.abc import Sequence
+
+from autoscaling.peers.registry import POLICY_NAMES
+from autoscaling.simulator.scenario import Scenario
+from autoscaling.snapshot import BRAIN_PARTS
+from cluster.errors import ConfigError
+from infra.progress import console
+from infra.simulate_run import Variant
+from infra.what_if import Purchase, add_node
+
+OURS = "tidegate"
+USUAL_POLICIES = (OURS, "ray-default", "onprem-only", "all-cloud", "oracle")
+"""What a buyer asks: ours, what Ray does by itself, the two ends, and how far it could go."""
+
+ALL = "all"
+
+
+def choose_variants(
+    scenario: Scenario, policies: Sequence[str], parts: Sequence[str], purchase: Purchase | None
+) -> list[Variant]:
+    """Return the rows in order: ours whole, in parts, with the node, each where it was asked for.
+
+    Raises:
+        ConfigError: there is no such policy, part or node type.
+    """
+    names = _choose_policies(policies, is_ours_only=bool(parts or purchase))
+    for part in parts:
+        if part not in {*BRAIN_PARTS, ALL}:
+            choice = ", ".join((*BRAIN_PARTS, ALL))
+            raise ConfigError(f"--ablate must be one of {choice}; got {part!r}.")
+    if (parts or purchase) and OURS not in names:
+        names.insert(0, OURS)
+    chosen = BRAIN_PARTS if ALL in parts else tuple(dict.fromkeys(parts))
+    found: list[Variant] = []
+    for name in names:
+        found.append(Variant(name, name, scenario))
+        if name == OURS:
+            found += [
+                Variant(f"{OURS} -{part}", OURS, scenario, frozenset({part})) for part in chosen
+            ]
+            if purchase is not None:
+                bigger = add_node(scenario, purchase)
+                found.append(Variant(label_bought(purchase), OURS, bigger))
+    return found
+
+
+def label_bought(purchase: Purchase) -> str:
+    """Return the name of the row with the node that is bought."""
+    return f"{OURS} +1 {purchase.node_type}"
+
+
+def _choose_policies(given: Sequence[str], *, is_ours_only: bool) -> list[str]:
+    """Return the policies' names without repetition; without a wish, those that can be run."""
+    if ALL in given:
+        return list(POLICY_NAMES)
+    for name in given:
+        if name not in POLICY_NAMES:
+            choice = ", ".join((*POLICY_NAMES, ALL))
+            raise ConfigError(f"--policy must be one of {choice}; got {name!r}.")
+    if given:
+        return list(dict.fromkeys(given))
+    if is_ours_only:
+        return [OURS]
+    if importlib.util.find_spec("ray") is None:
+        console.print("ray-default is left out: Ray isn't installed here (extra `cpu` or `gpu`)")
+        return [name for name in USUAL_POLICIES if name != "ray-default"]
+    return list(USUAL_POLICIES)
