@@ -27,26 +27,31 @@ _ARRIVED_S = attrgetter("arrived_s")
 class QueueLimits:
     """Bounds of one model's queue at one gateway; `waiting_max` holds for each lane.
 
-    Who has waited longer than `in_time_s` comes after all others; None = arrival alone counts.
+    Who has waited longer than `in_time_s` comes after all others; None = arrival alone counts. A
+    prompt counts as read with its first token, or `reading_s_max` after it was sent: an answer that
+    is sent whole doesn't show its first token.
     """
 
     waiting_max: int = 256
     wait_s_max: float = 60.0
     in_time_s: float | None = None
     look_again_after_s: float = 0.25
+    reading_s_max: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
     """One waiting request; `number` grows with arrival and is kept when it must be tried again.
 
-    `arrived_s` is by the clock of `plan_assignments`, and grows with `number`.
+    `prompt_tokens` is what a replica will have to read. `arrived_s` is by the clock of
+    `plan_assignments`, and grows with `number`.
     """
 
     number: int
     may_leave_owned: bool
     excluded: frozenset[str] = frozenset()
     arrived_s: float = 0.0
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,7 @@ def plan_assignments(
         )
         if isinstance(decision, Route):
             taken = decision.load
-            current[taken.replica_id] = taken.with_held(taken.held + 1)
+            current[taken.replica_id] = taken.with_more(1, ticket.prompt_tokens)
             assignments.append(Assignment(ticket.number, decision))
             continue
         if isinstance(decision, LookAgain):

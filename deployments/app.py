@@ -38,6 +38,7 @@ class GatewayLimits(Strict):
             waiting_max=self.waiting_max,
             wait_s_max=self.wait_s_max,
             in_time_s=None if ratio is None else ratio * model.objective.ttft_s,
+            reading_s_max=model.objective.ttft_s,
         )
 
 

@@ -57,6 +57,8 @@ _ENGINE_MESSAGE_CHARS_MAX = 500
 _ENGINE_REFUSALS = (400, 404, 413, 422)
 _RETRY_AFTER_FAILURE_S = 2
 _OK = 200
+# An estimate, for routing only: the gateway has no tokenizer. English text has about four.
+_BYTES_PER_TOKEN = 4
 
 # No slot in time, or no replica that answered.
 _UNSERVED = (429, 503)
@@ -330,7 +332,7 @@ class Gateway:
             )
         record.may_burst = clearance.may_leave_owned
         record.has_arrived = True
-        waiter = desk.queue.arrive(clearance)
+        waiter = desk.queue.arrive(clearance, prompt_tokens=len(body) // _BYTES_PER_TOKEN)
         for record.tries in range(1, _TRIES_MAX + 1):
             slot = record.slot = await desk.queue.wait_for_slot(waiter)
             record.waited_s = time.monotonic() - record.started_s
@@ -378,6 +380,7 @@ class Gateway:
         except BaseException:
             exchange.close()
             raise
+        slot.note_read()
         record.first_byte_s = time.monotonic() - record.started_s
         self.metrics.ttft_s.labels(record.model, address.site).observe(record.first_byte_s)
         return _Begun(slot, exchange, first, relay, rest)

@@ -47,7 +47,14 @@ class HeldSlot:
     address: ReplicaAddress
     reason: str
     token: str = ""
+    when_read: Callable[[], None] | None = field(default=None, repr=False)
     _released: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+
+    def note_read(self) -> None:
+        """Say that the replica has read the prompt: its first token is here; may be repeated."""
+        when_read, self.when_read = self.when_read, None
+        if when_read is not None:
+            when_read()
 
     def release(self) -> None:
         """Give the slot back; returns at once, may be called again."""
@@ -66,13 +73,20 @@ class Waiter:
     clearance: Clearance
     arrived_s: float
     deadline_s: float
+    prompt_tokens: int = 0
     excluded: frozenset[str] = frozenset()
     granted: "asyncio.Future[HeldSlot] | None" = None
 
     @property
     def ticket(self) -> Ticket:
         """What the decisions may know about it."""
-        return Ticket(self.number, self.clearance.may_leave_owned, self.excluded, self.arrived_s)
+        return Ticket(
+            self.number,
+            self.clearance.may_leave_owned,
+            self.excluded,
+            self.arrived_s,
+            self.prompt_tokens,
+        )
 
 
 class ModelQueue:
@@ -95,6 +109,7 @@ class ModelQueue:
         # Everyone inside wait_for_slot: waiting, or with a slot being reserved.
         self._unserved: set[Waiter] = set()
         self._held: dict[str, int] = {}
+        self._reading_tokens: dict[str, int] = {}
         self._suspect_until_s: dict[str, float] = {}
         self._mismatched: set[str] = set()
         self._closing: frozenset[str] = frozenset()
@@ -105,12 +120,16 @@ class ModelQueue:
         self._look: asyncio.Task[None] | None = None
         self._wake: asyncio.TimerHandle | None = None
 
-    def arrive(self, clearance: Clearance) -> Waiter:
-        """Return a place in the order of arrival; nothing waits yet."""
+    def arrive(self, clearance: Clearance, *, prompt_tokens: int = 0) -> Waiter:
+        """Return a place in the order of arrival; nothing waits yet.
+
+        `prompt_tokens` is about what a replica will have to read.
+        """
         self.arrivals += 1
         self.arrivals_may_burst += clearance.may_leave_owned
         now_s = self._clock()
-        return Waiter(self.arrivals, clearance, now_s, now_s + self._limits.wait_s_max)
+        deadline_s = now_s + self._limits.wait_s_max
+        return Waiter(self.arrivals, clearance, now_s, deadline_s, prompt_tokens)
 
     async def wait_for_slot(self, waiter: Waiter) -> HeldSlot:
         """Return a slot once it is this waiter's turn; may be called again after a failed replica.
@@ -196,7 +215,24 @@ class ModelQueue:
         self._held[replica_id] = self._held.get(replica_id, 0) + 1
         pool, address = self._find(replica_id)
         slot = HeldSlot(replica_id, address, reason=assignment.route.reason)
+        self._begin_reading(slot, waiter.prompt_tokens)
         self._spawn(self._hold(waiter, pool, slot))
+
+    def _begin_reading(self, slot: HeldSlot, prompt_tokens: int) -> None:
+        """Count a prompt that its replica has to read, until `note_read` or for long enough."""
+        reading = self._reading_tokens
+        reading[slot.replica_id] = reading.get(slot.replica_id, 0) + prompt_tokens
+
+        def finish() -> None:
+            timer.cancel()
+            reading[slot.replica_id] -= prompt_tokens
+            if not reading[slot.replica_id]:
+                del reading[slot.replica_id]
+            self._dispatch()
+
+        slot.when_read = finish
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._limits.reading_s_max, slot.note_read)
 
     async def _hold(self, waiter: Waiter, pool: Pool, slot: HeldSlot) -> None:
         """Take the slot, hand it over, keep it until released, give it back."""
@@ -220,6 +256,7 @@ class ModelQueue:
             self._held[replica_id] -= 1
             if not self._held[replica_id]:
                 del self._held[replica_id]
+            slot.note_read()
             self._dispatch()
 
     def _come_back(self, waiter: Waiter) -> None:
@@ -310,6 +347,8 @@ class ModelQueue:
             held=held,
             others=max(0, seen.ongoing - held),
             seen_age_s=max(0.0, now_s - seen.heard_s),
+            reading_tokens=self._reading_tokens.get(seen.replica_id, 0),
+            reading_tokens_max=pool.spec.reading_tokens_max,
         )
 
     def _is_usable(self, pool: Pool, seen: SeenReplica, now_s: float) -> bool:

@@ -42,6 +42,11 @@ class PoolSpec(Strict):
     slots: Annotated[int, Field(gt=0, le=4096)] = Field(
         description="Requests one replica answers at once."
     )
+    reading_tokens_max: Annotated[int, Field(gt=0)] | None = Field(
+        default=None,
+        description="A replica that a gateway gave this many prompt tokens to read gets no further "
+        "request from it until some are answered with a first token; none = only slots count.",
+    )
     min_replicas: Annotated[int, Field(ge=0, le=1024)] = Field(
         default=0, description="Replicas kept without any load."
     )

@@ -168,6 +168,7 @@ class Fleet:
                 owned=pool.owned,
                 market=pool.market,
                 slots=pool.slots,
+                reading_tokens_max=pool.reading_tokens_max,
             )
         )
 
@@ -202,6 +203,7 @@ class Fleet:
         self._settle(replica, engine.advance(now_s))
         if not engine.can_hold(live.work):
             self._tally.refuse(may_burst=live.ticket.may_leave_owned)
+            self.gateway.note_read(replica_id, live.ticket.prompt_tokens)
             self.gateway.release(replica_id)
             return
         replica.live[live.work] = live
@@ -219,27 +221,24 @@ class Fleet:
         engine = replica.engine
         if replica.turn != turn or engine is None:
             return
-        is_over = self._settle(replica, engine.advance(self._clock.now_s))
+        self._settle(replica, engine.advance(self._clock.now_s))
         self._wake(replica, engine)
-        if is_over:
-            if replica.is_draining and not replica.live:
-                self._remove(replica)
-            self.gateway.dispatch()
+        if replica.is_draining and not replica.live:
+            self._remove(replica)
+        self.gateway.dispatch_if_changed()
 
-    def _settle(self, replica: Replica, milestones: Sequence[Milestone]) -> bool:
-        """Note first and last tokens; return whether a slot is free again."""
+    def _settle(self, replica: Replica, milestones: Sequence[Milestone]) -> None:
+        """Note first and last tokens, and with them what the replica has room for again."""
         now_s = self._clock.now_s
-        is_over = False
         for milestone in milestones:
             live = replica.live[milestone.work]
             if milestone.is_first:
                 self._note_first(replica, live, now_s)
+                self.gateway.note_read(replica.id, live.ticket.prompt_tokens)
             if milestone.is_last:
-                is_over = True
                 del replica.live[milestone.work]
                 self._complete(replica, live, now_s)
                 self.gateway.release(replica.id)
-        return is_over
 
     def _note_first(self, replica: Replica, live: Live, now_s: float) -> None:
         live.first_s = now_s

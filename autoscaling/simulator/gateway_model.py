@@ -64,7 +64,12 @@ class Gateway:
         self._tally.arrived += 1
         clearance = _CLEARANCES[request.is_restricted]
         self.arrivals_may_burst += clearance.may_leave_owned
-        ticket = Ticket(self.arrivals, clearance.may_leave_owned, arrived_s=request.arrival_s)
+        ticket = Ticket(
+            self.arrivals,
+            clearance.may_leave_owned,
+            arrived_s=request.arrival_s,
+            prompt_tokens=request.prompt_tokens,
+        )
         if self._waiting and is_lane_full(self._tickets.values(), ticket, self._limits):
             self._tally.refuse(may_burst=ticket.may_leave_owned)
             return
@@ -103,10 +108,16 @@ class Gateway:
 
     def release(self, replica_id: str) -> None:
         """Note that a slot is free again; `dispatch` uses it."""
-        load = self._loads.get(replica_id)
-        if load is not None:
-            self._loads[replica_id] = load.with_held(load.held - 1)
-            self._is_changed = True
+        self._lighten(replica_id, 1, 0)
+
+    def note_read(self, replica_id: str, prompt_tokens: int) -> None:
+        """Note that a replica has read a prompt; `dispatch` uses the room."""
+        self._lighten(replica_id, 0, prompt_tokens)
+
+    def dispatch_if_changed(self) -> None:
+        """Dispatch if a slot or room to read has become free."""
+        if self._is_changed and self._waiting:
+            self.dispatch()
 
     def dispatch(self) -> None:
         """Let production decide until nothing changes any more; calls inside calls are merged."""
@@ -137,6 +148,12 @@ class Gateway:
             return 0.0
         return self._clock.now_s - min(w.request.arrival_s for w in self._waiting.values())
 
+    def _lighten(self, replica_id: str, held: int, reading_tokens: int) -> None:
+        load = self._loads.get(replica_id)
+        if load is not None:
+            self._loads[replica_id] = load.with_more(-held, -reading_tokens)
+            self._is_changed = True
+
     def _enqueue(self, live: Live) -> None:
         self._waiting[live.ticket.number] = live
         self._tickets[live.ticket.number] = live.ticket
@@ -150,7 +167,7 @@ class Gateway:
         live = self._waiting.pop(number)
         del self._tickets[number]
         load = self._loads[chosen.replica_id]
-        self._loads[load.replica_id] = load.with_held(load.held + 1)
+        self._loads[load.replica_id] = load.with_more(1, live.ticket.prompt_tokens)
         grant_permit(_CLEARANCES[live.request.is_restricted], site=load.site, is_owned=load.owned)
         self._tally.violations += live.request.is_restricted and not load.owned
         self._submit(load.replica_id, live)

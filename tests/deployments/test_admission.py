@@ -178,6 +178,16 @@ def test_one_slot_goes_to_the_oldest_in_time_and_with_no_such_one_to_the_oldest(
     assert assigned(plan(waiting, loads, in_time_s=None, now_s=4.5)) == {1: "o"}
 
 
+def test_prompts_are_spread_and_stop_where_there_is_enough_to_read() -> None:
+    """1,000 tokens each, up to 1,500: two on each of two replicas, and the fifth waits."""
+    waiting = [Ticket(n, may_leave_owned=True, prompt_tokens=1000) for n in range(5)]
+    loads = [
+        replica(name, owned=True, slots=8, reading_tokens_max=1500)  # four slots more than needed
+        for name in ("a", "b")
+    ]
+    assert assigned(plan(waiting, loads)) == {0: "a", 1: "b", 2: "a", 3: "b"}
+
+
 def test_busy_and_not_running_are_told_apart() -> None:
     full = replica("o", owned=True, held=1)
     none: frozenset[str] = frozenset()

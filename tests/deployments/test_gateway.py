@@ -393,6 +393,22 @@ async def test_a_client_that_leaves_ends_the_generation_and_frees_the_slot(
     await until(lambda: replica.aborted.is_set() and not onprem.taken["onprem-0"])
 
 
+async def test_the_first_event_of_a_stream_says_that_its_prompt_is_read(
+    world: Any, onprem: FakePool
+) -> None:
+    """A replica with room for one prompt at a time gets the second while the first goes on."""
+    onprem.spec = onprem.spec.model_copy(update={"reading_tokens_max": 1})
+    opened = await world(owned=[ScriptedReplica("hang")], over_a_socket=True)
+    headers = {"Authorization": f"Bearer {opened.keys['internal']}"}
+    body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]}
+    async with opened.client.stream("POST", CHAT, json=body, headers=headers) as first:
+        lines = first.aiter_lines()
+        assert await anext(lines)
+        async with opened.client.stream("POST", CHAT, json=body, headers=headers) as second:
+            assert second.status_code == 200
+            assert onprem.taken["onprem-0"] == 2
+
+
 async def test_a_client_that_leaves_before_the_first_byte_ends_the_generation_too(
     world: Any, onprem: FakePool
 ) -> None:

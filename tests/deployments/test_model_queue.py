@@ -52,6 +52,18 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+async def test_a_replica_that_sleeps_gets_nothing_until_it_woke(
+    queue: ModelQueue, onprem: FakePool
+) -> None:
+    onprem.add("r")
+    onprem.asleep = {"r"}
+    waiting = asyncio.create_task(take(queue))
+    await settle()
+    assert not waiting.done()
+    onprem.asleep = set()
+    assert (await waiting).replica_id == "r"
+
+
 async def test_arrivals_count_everyone_who_asks_served_or_not(
     queue: ModelQueue, onprem: FakePool
 ) -> None:
@@ -109,6 +121,38 @@ async def test_a_late_waiter_lets_one_in_time_go_first_and_is_served_after_it(
     held[1].release()
     await settle()
     assert late.done()
+    await queue.close()
+
+
+async def test_a_replica_gets_no_more_prompts_until_it_has_read_some() -> None:
+    spec = make_pool_spec(site="onprem", owned=True).model_copy(update={"reading_tokens_max": 100})
+    onprem = FakePool(spec)
+    queue = ModelQueue([onprem], limits=PATIENT)
+    onprem.add("o")
+    reading = await queue.wait_for_slot(queue.arrive(request(), prompt_tokens=150))
+    second = asyncio.create_task(queue.wait_for_slot(queue.arrive(request(), prompt_tokens=10)))
+    await settle()
+    assert not second.done()
+    reading.note_read()
+    reading.note_read()
+    await settle()
+    assert second.done()
+    await queue.close()
+
+
+async def test_a_prompt_counts_as_read_once_its_slot_is_back_or_long_enough_has_passed() -> None:
+    """Answers sent whole hide their first token: 50 ms are long enough here."""
+    spec = make_pool_spec(site="onprem", owned=True).model_copy(update={"reading_tokens_max": 100})
+    onprem = FakePool(spec)
+    queue = ModelQueue([onprem], limits=replace(PATIENT, reading_s_max=0.05))
+    onprem.add("o")
+    first = await queue.wait_for_slot(queue.arrive(request(), prompt_tokens=150))
+    second = await queue.wait_for_slot(queue.arrive(request(), prompt_tokens=150))
+    third = asyncio.create_task(take(queue))
+    second.release()
+    await settle()
+    assert third.done()
+    first.release()
     await queue.close()
 
 

@@ -26,14 +26,23 @@ def cloud(replica_id: str, **changes: object) -> ReplicaLoad:
 
 LOADS = st.lists(
     st.builds(
-        lambda owned, slots, held, others, age_s: (
+        lambda owned, slots, held, others, age_s, reading: (
             load if owned else cloud  # the builder of the site
-        )("", slots=slots, held=min(held, slots), others=others, seen_age_s=age_s),
+        )(
+            "",
+            slots=slots,
+            held=min(held, slots),
+            others=others,
+            seen_age_s=age_s,
+            reading_tokens=reading[0],
+            reading_tokens_max=reading[1],
+        ),
         st.booleans(),
         st.integers(1, 4),
         st.integers(0, 4),
         st.integers(0, 4),
         st.sampled_from([0.0, 0.1, 0.3, 9.0]),
+        st.tuples(st.sampled_from([0, 500, 3000]), st.sampled_from([None, 500, 2000])),
     ),
     max_size=8,
 ).map(
@@ -91,6 +100,33 @@ def test_a_replica_we_filled_ourselves_is_never_asked() -> None:
     )
 
 
+def test_a_replica_with_prompts_enough_to_read_is_full_until_it_has_read_some() -> None:
+    """1,999 of 2,000 tokens leave room for one more prompt, however long; 2,000 don't."""
+    cloud_free = cloud("c")
+    nearly = load("a", held=1, reading_tokens=1999, reading_tokens_max=2000)
+    found = decide_route([nearly, cloud_free], may_leave_owned=True)
+    assert isinstance(found, Route)
+    assert found.load.replica_id == "a"
+    enough = nearly.with_more(1, 1)
+    found = decide_route([enough, cloud_free], may_leave_owned=True)
+    assert isinstance(found, Route)
+    assert (found.load.replica_id, found.reason) == ("c", "owned-full")
+    assert decide_route([enough], may_leave_owned=True) == Wait(is_running=True)
+
+
+def test_what_reads_is_not_asked_again_because_hearsay_is_old() -> None:
+    reads = load("a", reading_tokens=9, reading_tokens_max=9, seen_age_s=9.0)
+    assert decide_route([reads], may_leave_owned=True) == Wait(is_running=True)
+
+
+def test_the_replica_with_the_least_to_read_goes_before_the_emptiest() -> None:
+    """A replica that just started is the emptiest: it must not get a lump of prompts at once."""
+    started = load("a", held=1, reading_tokens=700)
+    found = decide_route([started, load("b", held=3)], may_leave_owned=True)
+    assert isinstance(found, Route)
+    assert found.load.replica_id == "b"
+
+
 def test_nothing_to_route_to_says_so() -> None:
     assert decide_route([], may_leave_owned=True) == Wait(is_running=False)
     assert decide_route([cloud("c")], may_leave_owned=False) == Wait(is_running=False)
@@ -107,12 +143,13 @@ def test_what_may_not_leave_owned_sites_is_never_offered_another(loads: list[Rep
 
 
 @given(LOADS)
-def test_no_paid_site_while_an_owned_slot_may_be_free(loads: list[ReplicaLoad]) -> None:
+def test_no_paid_site_while_an_owned_replica_may_have_room(loads: list[ReplicaLoad]) -> None:
     decision = decide_route(loads, may_leave_owned=True)
     if isinstance(decision, Route) and not decision.load.owned:
         owned = [one for one in loads if one.owned]
-        assert not any(one.has_free_slot for one in owned)
-        assert not any(one.held < one.slots and one.seen_age_s > 0.25 for one in owned)
+        assert not any(one.has_room for one in owned)
+        filled_by_others = [one for one in owned if one.held < one.slots <= one.busy]
+        assert not any(one.seen_age_s > 0.25 for one in filled_by_others)
 
 
 @given(loads=LOADS, may_leave_owned=st.booleans(), shuffler=st.randoms())
@@ -127,6 +164,6 @@ def test_the_order_of_replicas_decides_nothing(
 
 
 @given(loads=LOADS, leave=st.booleans())
-def test_a_route_always_leads_to_a_free_slot(loads: list[ReplicaLoad], *, leave: bool) -> None:
+def test_a_route_always_leads_to_room(loads: list[ReplicaLoad], *, leave: bool) -> None:
     decision = decide_route(loads, may_leave_owned=leave)
-    assert not isinstance(decision, Route) or decision.load.has_free_slot
+    assert not isinstance(decision, Route) or decision.load.has_room
