@@ -104,7 +104,7 @@ class BrainLoop:
         self._act(decision if shadowed is None else shadowed.carried, snapshot, requested)
         self.serving = list_serving(observed.signals)
         changes = add_changes(self._changes, decision, now_s=snapshot.now_s)
-        around = self._look_around(changes)
+        around = self._look_around(changes, learned)
         record = build_record(decision, snapshot, report, around, shadowed=shadowed)
         self._board.put_decision(record)
         self._memory, self._changes = dict(decision.memory), changes
@@ -122,12 +122,13 @@ class BrainLoop:
         seen = Seen(observed.signals, observed.requested)
         return decide_in_shadow(self._shadow, seen, snapshot, policy)
 
-    def _look_around(self, changes: tuple[Change, ...]) -> Surroundings:
+    def _look_around(self, changes: tuple[Change, ...], learned: NodeFigures) -> Surroundings:
         return Surroundings(
             problems=self._sources.list_problems(),
             waiting=self._board.get_waiting(now_s=self._sources.now_s()),
             brain_s=self._tick_s,
             changes=changes,
+            learned=learned,
         )
 
     def _list_notices(self) -> tuple[Notice, ...]:

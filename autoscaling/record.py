@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
+from autoscaling.node_history import NodeFigures
 from autoscaling.shadow import Shadow, Shadowed, ShadowModel
 from autoscaling.shadow_view import describe_shadow, say_shadow
 from autoscaling.snapshot import Decision, Reason, Snapshot
@@ -82,7 +83,8 @@ class Surroundings:
 
     `problems` are things a person must mend, such as a cluster file that can't be used. `waiting`
     says who waits to take over. `brain_s` is how long the brain's last tick took. `changes` are the
-    last ones: a second later the reasons are about holding what was changed.
+    last ones: a second later the reasons are about holding what was changed. `learned` is what past
+    nodes taught.
     """
 
     is_leader: bool = True
@@ -90,6 +92,7 @@ class Surroundings:
     waiting: str | None = None
     brain_s: float = 0.0
     changes: tuple[Change, ...] = ()
+    learned: NodeFigures = field(default_factory=NodeFigures)
 
 
 _CHANGES: TypeAdapter[tuple[Change, ...]] = TypeAdapter(
@@ -129,9 +132,17 @@ def build_record(
         "is_leader": around.is_leader,
         "waiting": around.waiting,
         "tick_s": {"brain": around.brain_s, "scheduler": report.tick_s},
+        "learned": {
+            "cold_starts_s": _round(around.learned.cold_starts_s),
+            "losses_per_hour": _round(around.learned.losses_per_hour),
+        },
         "memory": _MEMORY.dump_python(dict(decision.memory), mode="json"),
         "shadow": None if shadowed is None else _describe_shadow(shadowed, snapshot.now_s),
     }
+
+
+def _round(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(figure, 4) for name, figure in sorted(figures.items())}
 
 
 def _describe_shadow(shadowed: Shadowed, now_s: float) -> dict[str, Any]:

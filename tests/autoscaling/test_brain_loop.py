@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from autoscaling.brain_loop import build_policy
+from autoscaling.node_history import NodeFigures
 from autoscaling.snapshot import BurstPolicy
 from cluster.config import BurstSettings
 from cluster.notices import Notice, encode_notice
@@ -160,3 +161,16 @@ def test_why_something_changed_is_told_for_long_and_across_a_restart(bench: Benc
     (change,) = record["changes"]
     assert change["why"].startswith("m/cloud: 0 to 1 replicas: 2 waiting without a slot in sight")
     assert change["at_s"] == 1003.0
+
+
+def test_what_past_nodes_teach_is_in_the_record(bench: Bench) -> None:
+    figures = NodeFigures({"cloud_gpu": 95.0}, {"cloud_gpu": 0.05, "onprem_gpu": 0.001})
+    bench.sources = replace(bench.sources, read_node_figures=lambda: figures)
+    bench.restart()
+    bench.ticks(3, waiting=2)
+    record = bench.board.get_decision()
+    assert record is not None
+    assert record["learned"] == {
+        "cold_starts_s": {"cloud_gpu": 95.0},
+        "losses_per_hour": {"cloud_gpu": 0.05, "onprem_gpu": 0.001},
+    }

@@ -79,6 +79,7 @@ def test_the_record_is_json_with_the_names_others_read() -> None:
         "is_leader": True,
         "waiting": None,
         "tick_s": {"brain": 0.0, "scheduler": 0.0},
+        "learned": {"cold_starts_s": {}, "losses_per_hour": {}},
         "shadow": None,
     }
     assert read_memory({"memory": memory}) == decision.memory

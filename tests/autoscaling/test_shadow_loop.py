@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from autoscaling.node_history import NodeFigures
 from cluster.config import BurstSettings
 from deployments.signals import GatewaySignals, ModelSignal, Served
 from tests.autoscaling.brain_bench import POOLS, Bench
@@ -208,6 +209,16 @@ def _watch(world: World, step: Callable[[], Any], *, seconds: int) -> list[int]:
         seen.append(world.asked()["cloud"])
         world.cloud_running = seen[-1]
     return seen
+
+
+def test_a_learned_cold_start_counts_before_the_setting(world: World) -> None:
+    """12 s for the node type that can hold the pool's replica, not the 10 s of the file."""
+    figures = NodeFigures({"cloud_gpu": 12.0})
+    world.bench.sources = replace(world.bench.sources, read_node_figures=lambda: figures)
+    world.bench.restart()
+    world.run(60, rps=1)
+    record = world.run(60, rps=4)[-1]
+    assert "cold start 12 s" in record["changes"][0]["why"]
 
 
 def test_the_log_says_that_a_change_is_not_carried_out(
