@@ -31,9 +31,11 @@ from autoscaling.replicas import decide_replicas
 from autoscaling.shadow import Seen, Shadow, Shadowed, decide_in_shadow
 from autoscaling.snapshot import BurstPolicy, Decision, Reason, Snapshot
 from autoscaling.stability import ModelMemory
+from autoscaling.warm_loop import WarmLoop
 from cluster.config import BurstSettings, ClusterSettings
 from cluster.notices import Notice
 from deployments.signals import Blackboard, GatewaySignals, Targets, decode_signals
+from deployments.warm_board import WarmBoard
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class BrainLoop:
     def __init__(self, board: Blackboard, sources: Sources) -> None:
         self._board = board
         self._sources = sources
+        self._warm = WarmLoop(WarmBoard(board.gcs_client))
         self._memory: dict[str, ModelMemory] | None = None
         self._shadow: Shadow = {}
         self._changes: tuple[Change, ...] = ()
@@ -89,6 +92,7 @@ class BrainLoop:
         policy = build_policy(settings.burst)
         learned = self._sources.read_node_figures()
         signals, offers = self._list_signals(), list_offers(settings)
+        away = self._warm.tick(signals, now_s=self._sources.now_s())
         observed = Observed(
             signals=signals,
             requested=requested,
@@ -98,6 +102,7 @@ class BrainLoop:
             losses_per_hour=learned.losses_per_hour,
             memory=self._memory,
             owned_nodes=list_owned_nodes(offers, report.nodes, signals),
+            away=away,
         )
         snapshot = build_snapshot(observed, now_s=self._sources.now_s(), policy=policy)
         decision, shadowed = self._decide(snapshot, observed, policy)

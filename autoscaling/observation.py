@@ -13,7 +13,7 @@ from operator import attrgetter
 
 from autoscaling.guard import Offer
 from autoscaling.learning import Learned, estimate_rps, learn
-from autoscaling.owned_places import OwnedNode
+from autoscaling.owned_places import Key, OwnedNode
 from autoscaling.snapshot import BurstPolicy, ModelView, PoolView, Snapshot
 from autoscaling.stability import ModelMemory
 from cluster.model import LABEL_ACCELERATOR, Market
@@ -35,7 +35,8 @@ class Observed:
 
     `blocked_sites` says, by site, why the scheduler can give it no node now. `cold_starts_s` is the
     learned time from asking for a node to its first answer, and `losses_per_hour` how often a node
-    is taken away, both by node type; types without a figure of their own are absent.
+    is taken away, both by node type; types without a figure of their own are absent. `away` names,
+    by app and pool, who has the GPU of each engine that should wake and can't.
     """
 
     signals: Sequence[GatewaySignals] = ()
@@ -46,6 +47,7 @@ class Observed:
     losses_per_hour: Mapping[str, float] = field(default_factory=dict)
     memory: Mapping[str, ModelMemory] = field(default_factory=dict)
     owned_nodes: tuple[OwnedNode, ...] = ()
+    away: Mapping[Key, Sequence[str]] = field(default_factory=dict)
 
 
 def build_snapshot(observed: Observed, *, now_s: float, policy: BurstPolicy) -> Snapshot:
@@ -192,6 +194,7 @@ class _Look:
         kv = [pool.kv_use_ratio for pool in seen if pool.kv_use_ratio is not None]
         requested = observed.requested.replicas if observed.requested is not None else {}
         offer = find_offer(first, observed.offers)
+        away = observed.away.get((self.app, first.pool), ())
         return PoolView(
             name=first.pool,
             site=first.site,
@@ -201,10 +204,10 @@ class _Look:
             replicas_max=first.max_replicas,
             usd_per_hour=find_price(first, observed.offers),
             requested=requested.get(self.app, {}).get(first.pool),
-            observed=max(pool.replicas_running for pool in seen),
+            observed=max(0, max(pool.replicas_running for pool in seen) - len(away)),
             streams=sum(pool.streams_running for pool in seen),
             kv_use_ratio=max(kv) if kv else None,
-            blocked=observed.blocked_sites.get(first.site),
+            blocked=_say_away(away) or observed.blocked_sites.get(first.site),
             rps=estimate_rps(
                 self.learned,
                 first,
@@ -214,8 +217,13 @@ class _Look:
             cold_start_s=observed.cold_starts_s.get(offer.name) if offer else None,
             losses_per_hour=observed.losses_per_hour.get(offer.name, 0.0) if offer else 0.0,
             accelerator=first.accelerator,
-            gpus_per_replica=first.gpus_per_replica,
+            # What shares its GPUs in turns (`autoscaling.warm`) has no part in their split.
+            gpus_per_replica=first.gpus_per_replica if first.gpu_shares == 1 else 0,
         )
+
+
+def _say_away(away: Sequence[str]) -> str | None:
+    return f"its GPU is with {away[0]}" if away else None
 
 
 def _explain_silence(signals: Sequence[GatewaySignals], *, now_s: float) -> str:

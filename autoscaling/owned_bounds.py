@@ -114,21 +114,23 @@ def _describe(model: ModelView, snapshot: Snapshot, policy: BurstPolicy) -> Mode
     leaves = _mean_rps(history.may_burst) + model.waiting_may_burst / _WINDOW_S
     stays = _mean_rps(_subtract(history)) + (model.waiting - model.waiting_may_burst) / _WINDOW_S
     stays_with_room = find_capacity(stays, ttft_s_max=model.ttft_s_max)
-    all_with_room = find_capacity(stays + leaves, ttft_s_max=model.ttft_s_max)
+    asked_rps = find_capacity(stays + leaves, ttft_s_max=model.ttft_s_max)
     return ModelDemand(
         app=model.app,
         must_stay_rps=stays_with_room,
-        may_leave_rps=max(0.0, all_with_room - stays_with_room),
+        may_leave_rps=max(0.0, asked_rps - stays_with_room),
         usd_per_late_request=model.usd_per_late_request,
         usd_per_cloud_request=_find_cloud_price(model),
         pools=tuple(
-            _describe_pool(model, pool, snapshot, policy) for pool in model.pools if pool.is_owned
+            _describe_pool(model, pool, snapshot, policy, asked_rps)
+            for pool in model.pools
+            if pool.is_owned
         ),
     )
 
 
 def _describe_pool(
-    model: ModelView, pool: PoolView, snapshot: Snapshot, policy: BurstPolicy
+    model: ModelView, pool: PoolView, snapshot: Snapshot, policy: BurstPolicy, asked_rps: float
 ) -> OwnedPool:
     known, now_s = _known(snapshot, model, pool), snapshot.now_s
     is_overdue = has_lasted(known.starting_since_s, now_s=now_s, needed_s=policy.starting_s_max)
@@ -141,13 +143,19 @@ def _describe_pool(
         gpus_per_replica=pool.gpus_per_replica,
         replicas_min=pool.replicas_min,
         replicas_max=pool.replicas_max,
-        rps=pool.rps,
+        rps=pool.rps if pool.rps is not None else _guess_rps(model, pool, asked_rps),
         planned=known.planned,
         running=pool.observed,
         awaits_node=not is_overdue and (pool.blocked is not None or not is_placed),
         start_s=pool.cold_start_s if pool.cold_start_s is not None else _START_S,
         memory=known.share,
     )
+
+
+def _guess_rps(model: ModelView, pool: PoolView, asked_rps: float) -> float | None:
+    """Return what a replica of unknown speed carries: its slots' part of what there is to do."""
+    busy = model.waiting + sum(other.streams for other in model.pools)
+    return asked_rps * pool.slots / busy if busy and asked_rps > 0 else None
 
 
 def _find_cloud_price(model: ModelView) -> float | None:

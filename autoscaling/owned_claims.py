@@ -14,6 +14,8 @@ Pure; next: `autoscaling.owned_split`.
 import math
 from dataclasses import dataclass, replace
 
+from autoscaling.owned_places import Key
+
 # Parts of a worth lie side by side in one integer, the highest first: sums and comparisons of
 # integers are exact. 2^48 micro-dollars leave room for 65,536 claims.
 _PART_BITS = 64
@@ -21,8 +23,6 @@ _PART_MAX = 1 << 48
 _USD_UNITS = 1_000_000
 # Work of less than so much of a replica needs none: rates are estimates.
 _REPLICAS_MIN = 1e-3
-
-Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,12 @@ from itertools import accumulate
 
 from autoscaling.owned_claims import (
     Claims,
-    Key,
     ModelDemand,
     ShareMemory,
     SplitRules,
     build_claims,
 )
-from autoscaling.owned_places import Group, OwnedNode, Places, place_groups
+from autoscaling.owned_places import Group, Key, OwnedNode, Places, place_groups
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ after the last change of orders, that it has none of their memory. Pure; memory 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deployments.warm_board import WarmOrders, WarmReport
 
@@ -53,7 +53,7 @@ class WarmDecision:
 
     orders: WarmOrders
     reasons: tuple[str, ...] = ()
-    away: Mapping[str, str] | None = None
+    away: Mapping[str, str] = field(default_factory=dict)
 
 
 def decide_warm(
@@ -113,9 +113,12 @@ class _Desk:
                 self._wake_one(WarmDemand(report.app), [report])
 
     def list_away(self) -> dict[str, str]:
-        """Return the sleepers whose GPU another model has, with that model."""
+        """Return the sleepers of waiting models whose GPU another has and keeps, with that one."""
         found: dict[str, str] = {}
+        waiting = {demand.app for demand in self._demands.values() if demand.waiting}
         for report in self._known.values():
+            if report.app not in waiting or report.replica_id in self.next:
+                continue
             others = self._list_rivals(report)
             holders = [o for o in others if o.replica_id in self.awake or o.state not in _OFF]
             if report.state in _OFF and report.replica_id not in self.awake and holders:

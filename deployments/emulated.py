@@ -19,6 +19,7 @@ from deployments.pool_options import build_bundles, build_pool_options
 from deployments.replica_http import ReplicaServer
 from deployments.slots import SlotKeeper
 from deployments.spec import EMULATED_GPU_ROW, ModelSpec, PoolSpec, Strict
+from deployments.warm_replica import join_warm
 
 # Serve configures handlers for this logger and its children only.
 logger = logging.getLogger("ray.serve.tidegate.emulated")
@@ -34,6 +35,11 @@ class EmulatedArgs(Strict):
     )
     answer_tokens: Annotated[int, Field(gt=0)] = Field(
         default=64, description="Length of an answer to a request that names no limit."
+    )
+    wake_s: Annotated[float, Field(ge=0)] = Field(
+        default=3.0,
+        description="Seconds from sleep to the first request it takes; about what 16 GB of weights "
+        "need from the node's memory into a GPU's over PCIe, with what an engine does besides.",
     )
 
 
@@ -72,18 +78,25 @@ class EmulatedReplica:
 
     async def __init__(self, model: ModelSpec, pool: PoolSpec) -> None:  # type: ignore[misc]  # Serve awaits it
         args, row = read_args(model, pool)
+        self._warm = await join_warm(pool)
+        if self._warm is not None:
+            await self._warm.wait_for_turn()
         served = Served(
             model=model.name,
             context_tokens=model.context_tokens,
             answer_tokens=args.answer_tokens,
         )
-        app = build_emulated_app(row.to_performance(), served=served, slots=pool.slots)
+        app = build_emulated_app(
+            row.to_performance(), served=served, slots=pool.slots, wake_s=args.wake_s
+        )
         self._engine = app.engine
         identity = read_identity(pool)
-        self._slots = SlotKeeper(app)
+        self._slots = SlotKeeper(app if self._warm is None else self._warm.guard(app))
         self._slots.start()
         self._http = ReplicaServer(self._slots, identity=identity, host=read_node_address())
         self._http.start()
+        if self._warm is not None:
+            self._warm.start(self._engine)
         logger.info(
             "emulated replica answers: pool=%s site=%s gpu=%s (%s)",
             identity.pool,
@@ -98,13 +111,18 @@ class EmulatedReplica:
 
     def record_routing_stats(self) -> dict[str, float]:
         """How busy the engine is; Serve polls it."""
-        return self._engine.describe()
+        stats = self._engine.describe()
+        return stats if self._warm is None else {**stats, "awake": float(self._warm.is_awake)}
 
     async def check_health(self) -> None:
         """Raise when the HTTP server is dead, so that Serve replaces the replica."""
         self._http.raise_if_stopped()
+        if self._warm is not None:
+            self._warm.raise_if_stopped()
 
     async def __del__(self) -> None:
         """Stop answering; Serve calls this after the drain."""
         if hasattr(self, "_http"):
             await self._http.stop(grace_s=_STOP_GRACE_S)
+        if hasattr(self, "_warm") and self._warm is not None:
+            await self._warm.stop()

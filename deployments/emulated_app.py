@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 from starlette.applications import Starlette
@@ -35,8 +36,10 @@ class _Stream:
 class EmulatedEngine:
     """The timing core on the event loop's clock."""
 
-    def __init__(self, performance: Performance, *, slots: int) -> None:
+    def __init__(self, performance: Performance, *, slots: int, wake_s: float = 0.0) -> None:
         self._batch = ContinuousBatch(performance, slots=slots)
+        self._wake_s = wake_s
+        self.is_sleeping = False
         self._streams: dict[str, _Stream] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._is_started = False
@@ -49,8 +52,10 @@ class EmulatedEngine:
         """Yield the number of tokens produced so far each time there are more, until all are.
 
         Raises:
-            WireError: the request can never fit into KV memory.
+            WireError: the request can never fit into KV memory, or the engine sleeps.
         """
+        if self.is_sleeping:
+            raise WireError("The engine sleeps.", status=HTTPStatus.SERVICE_UNAVAILABLE)
         request_id = uuid.uuid4().hex
         stream = _Stream()
         self._advance()
@@ -71,6 +76,24 @@ class EmulatedEngine:
             self._batch.abort(request_id)
             del self._streams[request_id]
             self._arm()
+
+    async def sleep(self) -> None:
+        """Give up the memory, weights and KV; nothing may run then.
+
+        Raises:
+            RuntimeError: requests run or wait.
+        """
+        if self._batch.running or self._batch.waiting:
+            raise RuntimeError(
+                f"the engine must be idle to sleep; {self._batch.running} requests run and "
+                f"{self._batch.waiting} wait."
+            )
+        self.is_sleeping = True
+
+    async def wake_up(self) -> None:
+        """Take the memory back; returns when requests are taken again."""
+        await asyncio.sleep(self._wake_s)
+        self.is_sleeping = False
 
     def describe(self) -> dict[str, float]:
         """How busy the engine is now, under the names routers read."""
@@ -103,9 +126,11 @@ class EmulatedEngine:
         self._arm()
 
 
-def build_emulated_app(performance: Performance, *, served: Served, slots: int) -> "EmulatedApp":
+def build_emulated_app(
+    performance: Performance, *, served: Served, slots: int, wake_s: float = 0.0
+) -> "EmulatedApp":
     """The application and its engine."""
-    return EmulatedApp(EmulatedEngine(performance, slots=slots), served)
+    return EmulatedApp(EmulatedEngine(performance, slots=slots, wake_s=wake_s), served)
 
 
 class EmulatedApp:

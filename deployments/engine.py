@@ -23,6 +23,7 @@ from deployments.pool_options import build_bundles, build_pool_options
 from deployments.replica_http import ReplicaServer
 from deployments.slots import SlotKeeper
 from deployments.spec import ModelSpec, PoolSpec, models_dir, resolve_weights
+from deployments.warm_replica import join_warm
 
 # Serve configures handlers for this logger and its children only.
 logger = logging.getLogger("ray.serve.tidegate.engine")
@@ -63,13 +64,18 @@ class VllmReplica:
         self._is_stopping = False
         _set_environment(pool)
         identity = read_identity(pool)
+        self._warm = await join_warm(pool)
+        if self._warm is not None:
+            await self._warm.wait_for_turn()
         self._llm_server = await _start_llm_server(model, pool)
         self._stats = _watch_scheduler(self._engine_client)
         app = await self._llm_server.engine.build_asgi_app()
-        self._slots = SlotKeeper(app)
+        self._slots = SlotKeeper(app if self._warm is None else self._warm.guard(app))
         self._slots.start()
         self._http = ReplicaServer(self._slots, identity=identity, host=read_node_address())
         self._http.start()
+        if self._warm is not None:
+            self._warm.start(SleepingVllm(self._engine_client))
         threading.Thread(target=self._end_with_engine, name="engine-watch", daemon=True).start()
         logger.info("replica answers: pool=%s site=%s", identity.pool, identity.site)
 
@@ -83,11 +89,14 @@ class VllmReplica:
 
     def record_routing_stats(self) -> dict[str, float]:
         """How busy the engine is; Serve polls it."""
-        return self._stats.to_dict()
+        stats = self._stats.to_dict()
+        return stats if self._warm is None else {**stats, "awake": float(self._warm.is_awake)}
 
     async def check_health(self) -> None:
         """Raise when the engine or the HTTP server is dead, so that Serve replaces the replica."""
         self._http.raise_if_stopped()
+        if self._warm is not None:
+            self._warm.raise_if_stopped()
         await self._llm_server.check_health()
 
     async def __del__(self) -> None:
@@ -97,6 +106,8 @@ class VllmReplica:
             await self._http.stop(grace_s=_STOP_GRACE_S)
         if hasattr(self, "_llm_server"):
             self._engine_client.shutdown()
+        if hasattr(self, "_warm") and self._warm is not None:
+            await self._warm.stop()
 
     def _end_with_engine(self) -> None:
         """End this process soon after its engine died; runs in a thread of its own.
@@ -114,6 +125,25 @@ class VllmReplica:
         logger.critical("engine died; ending replica so that Serve replaces it")
         time.sleep(_LAST_ANSWERS_S)
         os._exit(1)
+
+
+class SleepingVllm:
+    """vLLM's sleep mode as `warm_replica.SleepingEngine`: weights wait in the node's memory.
+
+    The engine's own HTTP paths for it stay closed: vLLM serves them in its development mode only,
+    with others that read and change an engine.
+    """
+
+    def __init__(self, engine_client: Any) -> None:
+        self._engine_client = engine_client
+
+    async def sleep(self) -> None:
+        """Free the GPU's memory."""
+        await self._engine_client.sleep(level=1)
+
+    async def wake_up(self) -> None:
+        """Take it back."""
+        await self._engine_client.wake_up()
 
 
 def count_workers(pool: PoolSpec) -> int:
@@ -145,6 +175,8 @@ def build_engine_args(model: ModelSpec, pool: PoolSpec) -> dict[str, Any]:
             "Use context_tokens and weights of the model, and slots of the pool."
         )
     defaults = _CPU_ENGINE_ARGS if pool.accelerator == "cpu" else {}
+    if pool.gpu_shares > 1:
+        defaults = {**defaults, "enable_sleep_mode": True}
     return {
         **defaults,
         **pool.engine_args,
@@ -158,7 +190,7 @@ def build_llm_config(model: ModelSpec, pool: PoolSpec) -> Any:
     from ray.serve.llm import LLMConfig  # noqa: PLC0415  see the module's docstring
 
     workers = count_workers(pool)
-    gpus = pool.gpus_per_replica / workers
+    gpus = pool.gpus_per_replica / workers / pool.gpu_shares
     worker = {"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}
     return LLMConfig(
         model_loading_config={
@@ -230,7 +262,7 @@ class SchedulerGauges:
         """Part of vLLM's logger interface; there is nothing to flush."""
 
     def record_sleep_state(self, *_: Any) -> None:
-        """Part of vLLM's logger interface; sleeping engines aren't used."""
+        """Part of vLLM's logger interface; `warm_replica` knows who sleeps."""
 
     def to_dict(self) -> dict[str, float]:
         """The figures under the names routers read."""

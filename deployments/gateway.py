@@ -451,6 +451,7 @@ class Gateway:
             kv_use_ratio=sum(ratios) / len(ratios) if ratios else None,
             ray_nodes=tuple(sorted(one.ray_node for one in replicas if one.ray_node)),
             gpu_row=spec.speed_row,
+            gpu_shares=spec.gpu_shares,
             served=desk.served.read(spec.name),
         )
 

@@ -355,6 +355,8 @@ class ModelQueue:
         if seen.address is None or not seen.address.belongs_to(pool.spec):
             self._report_mismatch(pool, seen)
             return False
+        if not seen.is_awake:
+            return False
         return self._suspect_until_s.get(seen.replica_id, -math.inf) <= now_s
 
     def _report_mismatch(self, pool: Pool, seen: SeenReplica) -> None:

@@ -97,6 +97,7 @@ class PoolRouter(RequestRouter):  # type: ignore[misc]  # Ray ships no types
             heard_s=heard_s,
             kv_use_ratio=float(ratio) if isinstance(ratio, int | float) else None,
             ray_node=str(replica.node_id),
+            is_awake=bool(replica.routing_stats.get("awake", True)),
         )
 
     async def _look_at(self, replica: Any) -> None:

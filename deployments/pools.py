@@ -45,7 +45,8 @@ class ReplicaAddress:
 class SeenReplica:
     """A running replica; `ongoing` is its own count of slots taken when it was last heard.
 
-    `ray_node` is the node it runs on, by Ray's id in hexadecimal, None = unknown.
+    `ray_node` is the node it runs on, by Ray's id in hexadecimal, None = unknown. `is_awake`: its
+    engine has its GPU; one that sleeps or is about to gets no request.
     """
 
     replica_id: str
@@ -54,6 +55,7 @@ class SeenReplica:
     heard_s: float = 0.0
     kv_use_ratio: float | None = None
     ray_node: str | None = None
+    is_awake: bool = True
 
 
 class Pool(Protocol):

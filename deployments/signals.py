@@ -51,7 +51,8 @@ class PoolSignal:
     """One pool as one gateway sees it. `kv_use_ratio` None means unknown, which is not zero.
 
     `ray_nodes` is the node of each replica, by Ray's ids in hexadecimal. `gpu_row` names the
-    row of the GPU table that tells its speed, None = only measurements can.
+    row of the GPU table that tells its speed, None = only measurements can. `gpu_shares` engines
+    share a GPU in turns.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -71,6 +72,7 @@ class PoolSignal:
     ray_nodes: tuple[str, ...] = ()
     gpu_row: str | None = None
     served: Served = Served()
+    gpu_shares: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,11 @@ class Blackboard:
     def __init__(self, gcs_client: Any, *, timeout_s: float = 1.0) -> None:
         self._gcs = gcs_client
         self._timeout_s = timeout_s
+
+    @property
+    def gcs_client(self) -> Any:
+        """The client, for other parts of the board (`deployments.warm_board`)."""
+        return self._gcs
 
     @classmethod
     def from_ray(cls, *, timeout_s: float = 1.0) -> "Blackboard":

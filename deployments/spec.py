@@ -58,6 +58,11 @@ class PoolSpec(Strict):
         description="When a deploy changes its replicas: false = a replacement answers before an "
         "old one stops, which needs GPUs for one more in four; true = an old one stops first.",
     )
+    gpu_shares: Annotated[int, Field(ge=1, le=16)] = Field(
+        default=1,
+        description="Engines, of this and other pools, that share a GPU; one of them is awake, the "
+        "others sleep without GPU memory (docs/warm.md). 1 = its GPUs are its own.",
+    )
     gpu_row: str | None = Field(
         default=None,
         description="Row of deployments/gpu_performance.yaml that tells one replica's speed; none "
@@ -88,6 +93,8 @@ class PoolSpec(Strict):
                 f"pool {self.name}: gpu_row must be one of {', '.join(sorted(load_rows()))}; "
                 f"got {self.gpu_row}. Leave it out where no row fits."
             )
+        if self.gpu_shares > 1:
+            self._check_shares()
         if self.min_replicas > self.max_replicas:
             raise ValueError(
                 f"pool {self.name}: min_replicas must be at most max_replicas; "
@@ -99,6 +106,26 @@ class PoolSpec(Strict):
                 f"{str(self.owned).lower()} and market={self.market}. Residency rests on `owned`."
             )
         return self
+
+    def _check_shares(self) -> None:
+        """Raise ValueError where engines can't sleep and wake in turns."""
+        if not self.owned or self.gpus_per_replica < 1:
+            raise ValueError(
+                f"pool {self.name}: gpu_shares above 1 needs owned GPUs; got owned="
+                f"{str(self.owned).lower()} and gpus_per_replica={self.gpus_per_replica}. "
+                "A rented node is sent home instead of put to sleep."
+            )
+        if self.min_replicas != self.max_replicas:
+            raise ValueError(
+                f"pool {self.name}: with gpu_shares above 1, min_replicas must equal max_replicas; "
+                f"got {self.min_replicas} and {self.max_replicas}. All its engines are started "
+                "once, and sleep and wake from then on."
+            )
+        if self.engine == "vllm" and self.accelerator == "cpu":
+            raise ValueError(
+                f"pool {self.name}: gpu_shares above 1 needs vLLM's sleep mode, which needs a GPU; "
+                "got accelerator cpu. Use gpu_shares 1, or the emulated engine."
+            )
 
 
 class Objective(Strict):

@@ -127,6 +127,16 @@ def test_a_pool_that_gives_up_its_last_replica_stops_routing_first() -> None:
     assert (owned(third), third.closing) == ({"open": 0, "kept": 2}, {"open": [NAME]})
 
 
+def test_a_model_of_unknown_speed_gets_the_replicas_whose_slots_its_requests_fill() -> None:
+    """Five wait and four run: nine need three replicas of 4 slots, and there are two GPUs."""
+    ticks = Ticks()
+    unknown = replace(POOL, rps=None, observed=1, streams=4)
+    busy = ModelView(app="open", pools=(unknown,), waiting=5, waiting_may_burst=5)
+    for _ in range(4):
+        decision = ticks.tick(busy, kept_model(running=0, per_bin=0))
+    assert owned(decision) == {"open": 2, "kept": 0}
+
+
 def test_without_owned_nodes_each_pool_keeps_its_own_bounds() -> None:
     ticks = Ticks(nodes=())
     ticks.tick(open_model(running=2), kept_model(running=0, per_bin=0))

@@ -62,7 +62,7 @@ def test_an_idle_engine_gives_its_gpu_to_a_model_that_waits() -> None:
     reports = engine("a", state="awake", order=5), engine("b", order=5)
     found = decide(*reports, orders=holding("a", since_s=90.0), b=1)
     assert found.orders == WarmOrders(6, {}, ("b-1",))
-    assert found.away == {"b-1": "a"}
+    assert found.away == {}
 
     for state in ("awake", "leaving"):
         leaving = engine("a", state=state, order=6), engine("b", order=6)
@@ -83,7 +83,9 @@ def test_an_engine_that_just_woke_is_not_taken_for_idle() -> None:
 def test_a_busy_engine_keeps_its_gpu_for_its_turn() -> None:
     reports = engine("a", state="awake", order=5, live=2), engine("b", order=5)
     orders = holding("a", since_s=70.5)
-    assert decide(*reports, orders=orders, b=1).orders == orders
+    kept = decide(*reports, orders=orders, b=1)
+    assert (kept.orders, kept.away) == (orders, {"b-1": "a"})
+    assert decide(*reports, orders=orders).away == {}, "nobody waits for it"
     found = decide(*reports, orders=orders, now_s=100.5, b=1)
     assert found.orders == WarmOrders(6, {}, ("b-1",))
     assert found.reasons == ("a/onprem-h100-owned: a-1 sleeps once its 2 streams end, for b",)

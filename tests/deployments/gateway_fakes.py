@@ -62,6 +62,7 @@ class FakePool:
     heard: dict[str, int] = field(default_factory=dict)
     heard_s: float = 0.0
     broken: set[str] = field(default_factory=set)
+    asleep: set[str] = field(default_factory=set)
     looks: int = 0
     refused: int = 0
 
@@ -72,7 +73,13 @@ class FakePool:
     def list_replicas(self) -> Sequence[SeenReplica]:
         """The replicas as a gateway sees them."""
         return [
-            SeenReplica(name, address, self.heard.get(name, 0), self.heard_s)
+            SeenReplica(
+                name,
+                address,
+                self.heard.get(name, 0),
+                self.heard_s,
+                is_awake=name not in self.asleep,
+            )
             for name, address in self.addresses.items()
         ]
 

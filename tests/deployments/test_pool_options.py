@@ -83,6 +83,34 @@ def test_a_cloud_pool_starts_at_zero_and_drains_for_as_long_as_a_stream_may_take
     assert config.graceful_shutdown_timeout_s == 600
 
 
+@pytest.mark.parametrize("engine", ["vllm", "emulated"])
+def test_engines_that_share_gpus_are_reserved_a_part_of_each_and_replaced_in_place(
+    engine: str,
+) -> None:
+    """Four engines a GPU: a quarter of each of two GPUs for two workers of vLLM."""
+    workers = {"vllm": 2, "emulated": 1}[engine]
+    args = {"tensor_parallel_size": 2} if engine == "vllm" else {}
+    model, pool = make_model(
+        engine=engine,
+        accelerator="h100",
+        gpus_per_replica=workers,
+        gpu_shares=4,
+        max_replicas=1,
+        engine_args=args,
+    )
+    deployment = {"vllm": vllm_deployment, "emulated": emulated_deployment}[engine](model, pool)
+    bundles = deployment._replica_config.placement_group_bundles
+    assert bundles == [{"CPU": 2.0, "GPU": 0.25}, {"CPU": 1.0, "GPU": 0.25}][:workers]
+    assert deployment._deployment_config.max_surge_percent == 0
+
+
+def test_a_vllm_engine_that_shares_its_gpu_is_built_to_sleep() -> None:
+    shared = make_model(accelerator="h100", gpu_shares=2, max_replicas=1)
+    alone = make_model(accelerator="h100")
+    assert build_engine_args(*shared)["enable_sleep_mode"] is True
+    assert "enable_sleep_mode" not in build_engine_args(*alone)
+
+
 def test_the_engine_gets_its_limits_from_the_model_and_the_pool() -> None:
     model, pool = make_model(engine_args={"enforce_eager": False})
     assert build_engine_args(model, pool) == {

@@ -23,6 +23,15 @@ def rented(emulated_host: EmulatedHost) -> Replica:
     return emulated_host.start(gpu="instant", is_owned=False)
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("path", ["/sleep", "/sleep?level=1", "/wake_up", "/is_sleeping"])
+def test_nobody_puts_an_engine_to_sleep_through_its_door(
+    emulated_host: EmulatedHost, method: str, path: str
+) -> None:
+    with emulated_host.start(gpu="instant").client() as client:
+        assert client.request(method, path, json={}).status_code == 404
+
+
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
 def test_a_node_that_is_not_owned_refuses_restricted_data(rented: Replica, path: str) -> None:
     with rented.client(**{"X-Tidegate-Data-Class": "restricted"}) as client:

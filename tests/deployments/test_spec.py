@@ -41,6 +41,10 @@ def test_a_pool_is_named_by_site_accelerator_and_market() -> None:
         ({"market": "spot"}, "`owned` exactly when owned is true"),
         ({"owned": False}, "`owned` exactly when owned is true"),
         ({"engine": "magic"}, "'vllm' or 'emulated'"),
+        ({"gpu_shares": 2}, "min_replicas must equal max_replicas; got 1 and 2"),
+        ({"gpu_shares": 2, "max_replicas": 1}, "sleep mode, which needs a GPU"),
+        ({"gpu_shares": 2, "gpus_per_replica": 0}, "needs owned GPUs; got owned=true"),
+        ({"gpu_shares": 2, "owned": False, "market": "spot"}, "needs owned GPUs; got owned=false"),
         ({"gpu_row": "h200-8b"}, "gpu_row must be one of .*; got h200-8b. Leave it out"),
     ],
 )
