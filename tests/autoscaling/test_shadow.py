@@ -9,6 +9,8 @@ from dataclasses import replace
 from decimal import Decimal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from autoscaling.replicas import decide_replicas
 from autoscaling.shadow import (
@@ -292,6 +294,48 @@ def test_the_brain_is_asked_about_the_world_it_would_have_made() -> None:
 def _decide(shadow: Shadow, world: Snapshot, carried: Decision | None) -> tuple[Decision, Shadowed]:
     requested = None if carried is None else Targets(0.0, carried.targets)
     return decide_in_shadow(shadow, Seen(signals(world.now_s), requested), world, POLICY)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 60),
+            st.integers(0, 60),
+            st.floats(-5, 60),
+            st.integers(0, 2),
+            st.booleans(),
+        ),
+        max_size=40,
+    )
+)
+def test_whatever_is_seen_nothing_is_asked_of_a_rented_pool(
+    looks: list[tuple[int, int, float, int, bool]],
+) -> None:
+    """Queues, clocks that step, gaps, blind spells; two replicas were rented before."""
+    shadow: Shadow = {}
+    memory: dict[str, ModelMemory] = {}
+    requested, now_s = told(onprem=1, cloud=2), 0.0
+    for waiting, may_burst, gap_s, running, is_blind in looks:
+        now_s += gap_s
+        world = snapshot(
+            now_s,
+            waiting=waiting,
+            may_burst=min(waiting, may_burst),
+            cloud=replace(CLOUD, observed=running),
+        )
+        if is_blind:
+            world = Snapshot(now_s, (ModelView("m", (), doubt="nobody speaks"),))
+        world = replace(world, memory=memory)
+        seen = Seen(signals(now_s, arrived=round(now_s) if now_s > 0 else 0), requested)
+        done, shadowed = decide_in_shadow(shadow, seen, world, POLICY)
+        carried = shadowed.carried.targets.get("m", {})
+        assert carried.get("cloud", 0) <= requested.replicas["m"]["cloud"]
+        described = describe_shadow(shadowed.shadow, now_s=now_s)["m"]
+        assert described["usd"] >= 0
+        assert described["late_then"] <= described["late"]
+        memory, shadow = dict(done.memory), shadowed.shadow
+        requested = Targets(now_s, {"m": {**requested.replicas["m"], **carried}})
 
 
 def test_with_nothing_to_hold_back_the_decision_is_the_brains_own() -> None:
