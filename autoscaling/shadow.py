@@ -242,10 +242,11 @@ def _take(
         pool, hold_s = pools.get(view.name), _find_hold_s(view, model)
         if pool is None or hold_s is None:
             continue
-        slots = pool.count_ready(shadow.looked_s) * view.slots
-        streams = min(pool.streams, slots) * max(0.0, 1 - gap_s / hold_s)
-        begun = max(0.0, min(slots - streams, asking - taken))
-        pools[view.name] = replace(pool, streams=streams + begun)
+        slots, turns = pool.count_ready(shadow.looked_s) * view.slots, gap_s / hold_s
+        streams = min(pool.streams, slots) * max(0.0, 1 - turns)
+        # Slots held for less than the time between two looks are taken several times in it.
+        begun = max(0.0, min(slots * max(1.0, turns) - streams, asking - taken))
+        pools[view.name] = replace(pool, streams=streams + begun / max(1.0, turns))
         taken += begun
     return pools, taken
 

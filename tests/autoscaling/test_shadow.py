@@ -204,6 +204,16 @@ def test_a_full_virtual_replica_takes_as_many_a_second_as_it_sustains() -> None:
     assert left == pytest.approx(30 - 4, abs=4)
 
 
+def test_slots_held_for_less_than_a_second_are_taken_several_times_in_it() -> None:
+    """Four slots at 40 requests a second: 30 that wait are begun within the second, 3 at a time."""
+    fast = replace(CLOUD, rps=40.0)
+    shadow: Shadow = follow(begin(cloud=1), signals(19.0), snapshot(19.0, cloud=fast), POLICY)
+    world = snapshot(20.0, waiting=30, cloud=fast)
+    shadow = follow(shadow, signals(20.0), world, POLICY)
+    assert imagine(world, shadow).models[0].waiting == 0
+    assert shadow["m"].pools["cloud"].streams == pytest.approx(3.0)
+
+
 def test_what_was_refused_would_have_been_served_or_refused_there_too() -> None:
     """The real queue stays at 8 as two a second are refused; a replica takes just these."""
     shadow: Shadow = begin(cloud=1)
