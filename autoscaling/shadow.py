@@ -242,11 +242,15 @@ def _take(
         pool, hold_s = pools.get(view.name), _find_hold_s(view, model)
         if pool is None or hold_s is None:
             continue
-        slots, turns = pool.count_ready(shadow.looked_s) * view.slots, gap_s / hold_s
-        streams = min(pool.streams, slots) * max(0.0, 1 - turns)
+        now_s = shadow.looked_s
+        ready_for_s = [now_s - one.ready_s for one in pool.replicas if one.ready_s <= now_s]
+        slots = len(ready_for_s) * view.slots
         # Slots held for less than the time between two looks are taken several times in it.
-        begun = max(0.0, min(slots * max(1.0, turns) - streams, asking - taken))
-        pools[view.name] = replace(pool, streams=streams + begun / max(1.0, turns))
+        turns = sum(max(1.0, min(gap_s, for_s) / hold_s) for for_s in ready_for_s)
+        streams = min(pool.streams, slots) * max(0.0, 1 - gap_s / hold_s)
+        begun = max(0.0, min(turns * view.slots - streams, asking - taken))
+        streams += begun * min(1.0, hold_s / gap_s) if gap_s > 0 else begun
+        pools[view.name] = replace(pool, streams=min(streams, slots))
         taken += begun
     return pools, taken
 

@@ -171,7 +171,8 @@ def test_money_is_counted_while_nobody_speaks() -> None:
 
 def test_a_ready_replica_takes_what_waits_up_to_its_slots() -> None:
     """Six wait: four get its slots, two still wait, and the brain is shown just that."""
-    shadow = follow(begin(cloud=1), signals(10.0), snapshot(10.0, waiting=6), POLICY)
+    shadow: Shadow = follow(begin(cloud=1), signals(9.5), snapshot(9.5), POLICY)
+    shadow = follow(shadow, signals(10.0), snapshot(10.0, waiting=6), POLICY)
     world = imagine(snapshot(10.0, waiting=6), shadow)
     assert (world.models[0].waiting, world.models[0].waiting_may_burst) == (2, 2)
     assert (cloud_of(world).streams, cloud_of(world).observed) == (4, 1)
