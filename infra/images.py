@@ -43,11 +43,15 @@ class BuilderPlace:
 
 @dataclass(frozen=True, slots=True)
 class BuildLimits:
-    """Seconds: how long installing and imaging may take each, and how often is looked."""
+    """Seconds: how long installing and imaging may take each, and how often is looked.
+
+    `calls_per_s` is how many calls EC2 is asked at most.
+    """
 
     install_s: float = 5400.0
     image_s: float = 3600.0
     poll_s: float = 15.0
+    calls_per_s: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +77,11 @@ def build_image(
         CredentialsError: AWS doesn't accept our credentials.
         BackendError: the build failed; the message holds the end of the builder's console.
     """
-    client = Ec2Client(place.region, endpoint_url=place.endpoint_url)
-    build = _Build(client, recipe, place, limits or BuildLimits(), on_progress)
-    return build.run()
+    limits = limits or BuildLimits()
+    client = Ec2Client(
+        place.region, endpoint_url=place.endpoint_url, calls_per_s=limits.calls_per_s
+    )
+    return _Build(client, recipe, place, limits, on_progress).run()
 
 
 class _Build:

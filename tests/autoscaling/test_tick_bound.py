@@ -83,7 +83,7 @@ class Cluster:
         sites = {SiteName("onprem"): self.onprem, SiteName("cloud"): self.cloud}
         name = content["cluster_name"]
         self.provider = HybridNodeProvider(
-            content["provider"], name, backends=sites, poll_s=0.05, answer_s_max=1.0
+            content["provider"], name, backends=sites, poll_s=0.25, answer_s_max=1.0
         )
         settings = SettingsReader(file)
         self.config = ConfigReader(settings.read_content)

@@ -215,6 +215,7 @@ def test_aws_launches_are_tried_as_dry_runs(
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
+    raw["provider"]["sites"]["aws-us-east-1"]["backend"]["calls_per_s"] = 100.0
     with mock_aws():
         findings = look_at_aws(raw, parse_cluster_config(raw))
     assert [f.verdict for f in findings] == ["pass"] * 4, findings

@@ -20,7 +20,7 @@ from infra.image_recipe import ImageRecipe, render_user_data
 from infra.images import BuilderPlace, BuildLimits, build_image
 from tests.cluster.aws_rig import REGION, ZONES, Ec2Rig
 
-QUICK = BuildLimits(install_s=20.0, image_s=20.0, poll_s=0.05)
+QUICK = BuildLimits(install_s=20.0, image_s=20.0, poll_s=0.05, calls_per_s=100.0)
 SCRIPT = Path(infra.__file__).parent / "image" / "install.sh"
 
 
