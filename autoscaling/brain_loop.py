@@ -235,6 +235,8 @@ def list_offers(settings: ClusterSettings) -> tuple[Offer, ...]:
             usd_per_hour=Decimal(node_type.usd_per_hour),
             nodes_min=node_type.min_nodes,
             nodes_max=node_type.max_nodes,
+            round_trip_s=settings.sites[node_type.site].round_trip_s,
+            egress_usd_per_gb=settings.sites[node_type.site].egress_usd_per_gb,
         )
         for node_type in settings.node_types.values()
     )

@@ -4,8 +4,9 @@ One more is rented when
 
     usd_per_late_request x requests it would begin in time  >  its price x (cold start + lease),
 
-the requests counted from the moment it can serve to the end of its lease, with those of the queue
-that would still wait for it. One that runs is kept
+with what its site charges for sending their answers home on the right. The requests are counted
+from the moment it can serve to the end of its lease, with those of the queue that would still wait
+for it. One that runs is kept
 while the same holds from now for as long as a return would take: had it gone, that is how long it
 would be missed. A replica on spot is charged what its loss would make late: the chance of a loss
 times the gap that the notice doesn't cover; so replicas that are always needed go on demand where
@@ -39,6 +40,7 @@ class Offering:
     usd_per_hour: Decimal
     cold_start_s: float
     losses_per_hour: float = 0.0
+    usd_per_request: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def _judge(offering: Offering, spared: float, window: Window, paid_s: float, ter
     usd_per_late = terms.usd_per_late_request
     if terms.is_any_worth and spared >= 1:
         usd_per_late = math.inf
-    cost = float(offering.usd_per_hour) * paid_s / _S_PER_HOUR
+    cost = float(offering.usd_per_hour) * paid_s / _S_PER_HOUR + spared * offering.usd_per_request
     spared_rps = spared / window.length_s if window.length_s > 0 else 0.0
     risk = _find_loss_usd(offering, spared_rps, paid_s, terms)
     return Worth(offering, spared, spared * usd_per_late if spared else 0.0, cost + risk)

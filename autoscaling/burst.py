@@ -44,6 +44,7 @@ class Burst:
     rps: Mapping[str, float]
     rented: tuple[Capacity, ...]
     policy: BurstPolicy
+    ttft_s_max: float
 
     @property
     def rented_rps(self) -> float:
@@ -83,13 +84,16 @@ class Burst:
     def _list_offerings(self, chosen: Sequence[Worth]) -> list[Offering]:
         """Return one more of each pool that may still grow, in the order of tiers.
 
-        A pool without a finite price has no node type that could hold it.
+        A pool without a finite price has no node type that could hold it, and one too far away
+        breaks the promise on the way.
         """
         taken = [worth.offering.pool for worth in chosen]
         offerings = [
             self._describe(one.pool)
             for one in self.rented
-            if taken.count(one.pool.name) < one.more_max and one.pool.usd_per_hour.is_finite()
+            if taken.count(one.pool.name) < one.more_max
+            and one.pool.usd_per_hour.is_finite()
+            and one.pool.round_trip_s < self.ttft_s_max
         ]
         return offerings[:1] if "mix" in self.policy.ablated else offerings
 
@@ -101,6 +105,7 @@ class Burst:
             usd_per_hour=pool.usd_per_hour,
             cold_start_s=find_cold_start_s(pool, self.policy),
             losses_per_hour=pool.losses_per_hour,
+            usd_per_request=pool.usd_per_request,
         )
 
 
@@ -142,7 +147,7 @@ def look_ahead(
         lease_s=policy.min_lease_s,
         is_any_worth="break-even" in policy.ablated,
     )
-    return Burst(outlook, terms, rps, rented, policy)
+    return Burst(outlook, terms, rps, rented, policy, model.ttft_s_max)
 
 
 def _find_rps(pools: Sequence[PoolView]) -> dict[str, float] | None:

@@ -51,7 +51,8 @@ class Offer:
 
     `usd_per_hour` None = unknown, and then never launched where money is limited. `doubt` says why
     the type is tried last in its market (it recently failed to join), None = no doubt. `held` says
-    why its site isn't asked for it at all now; None = it may be asked.
+    why its site isn't asked for it at all now; None = it may be asked. The last two are the way to
+    its site and what it costs, as `cluster.config.SiteSettings` has them.
     """
 
     name: str
@@ -64,6 +65,8 @@ class Offer:
     nodes_max: int = 0
     doubt: str | None = None
     held: Held | None = None
+    round_trip_s: float = 0.0
+    egress_usd_per_gb: float = 0.0
 
     @property
     def is_owned(self) -> bool:

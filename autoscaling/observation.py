@@ -16,6 +16,7 @@ from autoscaling.learning import Learned, estimate_rps, learn
 from autoscaling.owned_places import Key, OwnedNode
 from autoscaling.snapshot import BurstPolicy, ModelView, PoolView, Snapshot
 from autoscaling.stability import ModelMemory
+from autoscaling.wan import price_answer_usd
 from cluster.model import LABEL_ACCELERATOR, Market
 from deployments.signals import GatewaySignals, ModelSignal, PoolSignal, Served, Targets
 
@@ -216,10 +217,19 @@ class _Look:
             ),
             cold_start_s=observed.cold_starts_s.get(offer.name) if offer else None,
             losses_per_hour=observed.losses_per_hour.get(offer.name, 0.0) if offer else 0.0,
+            round_trip_s=offer.round_trip_s if offer else 0.0,
+            usd_per_request=self._price_answer_usd(offer),
             accelerator=first.accelerator,
             # What shares its GPUs in turns (`autoscaling.warm`) has no part in their split.
             gpus_per_replica=first.gpus_per_replica if first.gpu_shares == 1 else 0,
         )
+
+    def _price_answer_usd(self, offer: Offer | None) -> float:
+        """Return what the mean answer costs to be sent home; nothing before lengths are known."""
+        mean = self.learned.lengths.mean
+        if offer is None or mean is None:
+            return 0.0
+        return price_answer_usd(mean.output_tokens, usd_per_gb=offer.egress_usd_per_gb)
 
 
 def _say_away(away: Sequence[str]) -> str | None:

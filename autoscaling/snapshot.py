@@ -57,7 +57,8 @@ class PoolView:
     `blocked` says why the scheduler can give it no further node now, None = nothing is known.
     `rps` is what one replica sustains within the objective, in requests a second of this model's
     lengths; `cold_start_s` the time from asking for a node to its first answer; None = not known
-    yet. `losses_per_hour` is how often a node of it is taken away.
+    yet. `losses_per_hour` is how often a node of it is taken away. `round_trip_s` is the way to its
+    site and back, `usd_per_request` what the mean answer costs to be sent from there.
     """
 
     name: str
@@ -77,6 +78,8 @@ class PoolView:
     losses_per_hour: float = 0.0
     accelerator: str = ""
     gpus_per_replica: int = 0
+    round_trip_s: float = 0.0
+    usd_per_request: float = 0.0
 
     @property
     def is_owned(self) -> bool:

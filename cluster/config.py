@@ -32,6 +32,12 @@ class SiteSettings(Strict):
         description="how many nodes the site may hold at once, the head included"
     )
     backend: BackendSettings = Field(description="how the site's nodes are started and stopped")
+    round_trip_s: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="seconds from the gateways to the site and back"
+    )
+    egress_usd_per_gb: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="what a gigabyte costs that the site sends to the gateways"
+    )
 
 
 class NodeTypeOffer(Strict):

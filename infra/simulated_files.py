@@ -42,7 +42,6 @@ class Choices:
     slo_tpot_s: float | None = None
     is_spot_heavy: bool = False
     is_interfering: bool = True
-    wan_s: float = 0.03
     owned_usd_per_gpu_hour: float = 0.0
 
 
@@ -72,7 +71,6 @@ def read_scenario(choices: Choices) -> Scenario:
         queue=serve_file.gateway.limits.to_queue_limits(model),
         slo=Slo(ttft_s=objective.ttft_s, tpot_s=objective.tpot_s),
         spot=SPOT_HEAVY if choices.is_spot_heavy else SpotMarket(),
-        wan_s=choices.wan_s,
         cluster_nodes_max=1 + int(raw["max_workers"]),
         owned_usd_per_gpu_hour=Decimal(str(choices.owned_usd_per_gpu_hour)),
         chunk_tokens=CHUNK_TOKENS if choices.is_interfering else None,

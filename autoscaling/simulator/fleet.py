@@ -57,6 +57,7 @@ class Fleet:
         self.machines: dict[str, Machine] = {}
         self.replicas: dict[str, Replica] = {}
         self.served = {name: PoolTally() for name in self.pools}
+        self._ways_s = {n: scenario.find_round_trip_s(pool) for n, pool in self.pools.items()}
 
     def begin(self) -> None:
         """Start each pool's minimum and have what owned nodes hold serve from the first second."""
@@ -269,7 +270,7 @@ class Fleet:
         """Return where a replica's answers are counted, and its round trip from the gateway."""
         pool = replica.pool
         assert pool is not None  # noqa: S101 - a replica that serves has its node's pool
-        return self.served[pool.name], 0.0 if pool.owned else self._scenario.wan_s
+        return self.served[pool.name], self._ways_s[pool.name]
 
     def count_live(self) -> int:
         """How many requests are in an engine."""

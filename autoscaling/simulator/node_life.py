@@ -101,6 +101,8 @@ class NodeLife:
                 usd_per_hour=kind.usd_per_hour,
                 nodes_min=kind.min_nodes,
                 nodes_max=max(kind.max_nodes, kind.name == self._settings.head_node_type),
+                round_trip_s=self._settings.sites[kind.site].round_trip_s,
+                egress_usd_per_gb=self._settings.sites[kind.site].egress_usd_per_gb,
             )
             for kind in self._settings.node_types.values()
         )

@@ -10,6 +10,7 @@ from decimal import Decimal
 from autoscaling.simulator.engine_model import CHUNK_TOKENS
 from cluster.config import ClusterSettings
 from cluster.errors import ConfigError
+from cluster.model import SiteName
 from deployments.admission import QueueLimits
 from deployments.continuous_batching import Performance
 from deployments.gpu_performance import find_row, load_rows
@@ -74,9 +75,7 @@ class Scenario:
 
     `performance` is each pool's replica, `gpu_rows` the row of the GPU table it is made of.
     `idle_s` is how long a node of a type may idle.
-    `wan_s` is added to a request's way to a site that isn't owned, there and back; what such a site
-    sends is `wan_bytes_per_token` (a streamed chunk with its headers) and costs `wan_usd_per_gb`
-    (EC2 to the internet, list price of the first 10 TB). `cluster_nodes_max` includes the head.
+    `cluster_nodes_max` includes the head.
     `owned_usd_per_gpu_hour` is what an owned GPU is said to cost, used or not.
     """
 
@@ -90,14 +89,16 @@ class Scenario:
     boot: BootTimes = field(default_factory=BootTimes)
     spot: SpotMarket = field(default_factory=SpotMarket)
     delays: Delays = field(default_factory=Delays)
-    wan_s: float = 0.03
-    wan_bytes_per_token: float = 300.0
-    wan_usd_per_gb: Decimal = Decimal("0.09")
     cluster_nodes_max: int | None = None
     owned_usd_per_gpu_hour: Decimal = Decimal(0)
     chunk_tokens: int | None = CHUNK_TOKENS
     nodes_tick_s: float = 2.0
     settle_s: float = 900.0
+
+    def find_round_trip_s(self, pool: PoolSpec) -> float:
+        """Return the way from the gateway to a pool and back, added to each first token."""
+        site = self.settings.sites.get(SiteName(pool.site))
+        return 0.0 if site is None else site.round_trip_s
 
 
 def find_gpu_rows(model: ModelSpec, rows: Mapping[str, str]) -> dict[str, str]:

@@ -145,10 +145,9 @@ class Simulation:
         self._clock.at(now_s + recorder.bin_s, self._sample, recorder)
 
     def _sum_spent(self, until_s: float) -> Spent:
-        """Return what nodes cost up to then, and what those that aren't owned have sent so far."""
-        far = (self.fleet.served[name] for name, pool in self.fleet.pools.items() if not pool.owned)
+        """Return what nodes cost up to then, and what has been sent so far."""
         spent = self.nodes.sum_spent(until_s)
-        return spent.with_egress(sum_egress_usd(far, self._scenario))
+        return spent.with_egress(sum_egress_usd(self.fleet.served, self._scenario))
 
     def _build_signals(self) -> Signals:
         """Return what a policy may know, from what gateway and replicas would report."""

@@ -1,6 +1,6 @@
 """What simulated nodes cost, and what the limits on money leave: production's sums."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 
 from autoscaling.guard import Limits
@@ -8,12 +8,13 @@ from autoscaling.simulator.clock import EPOCH_S
 from autoscaling.simulator.machines import Machine
 from autoscaling.simulator.scenario import Scenario
 from autoscaling.simulator.tally import PoolTally, Spent
+from autoscaling.wan import price_answer_usd
 from cluster.budget import Commitment, MoneyLimits, SpendNow, budget_status
+from cluster.model import SiteName
 from cluster.spend import Charge, Window, cost_of, day_window, month_window
 
 _GPU = "GPU"
 _S_PER_HOUR = 3600.0
-_BYTES_PER_GB = 1e9
 
 
 def sum_spent(machines: Sequence[Machine], scenario: Scenario, until_s: float) -> Spent:
@@ -27,10 +28,17 @@ def sum_spent(machines: Sequence[Machine], scenario: Scenario, until_s: float) -
     return Spent(float(usd or 0), owned_gpu_s / _S_PER_HOUR * rate, gpu_s / _S_PER_HOUR)
 
 
-def sum_egress_usd(served: Iterable[PoolTally], scenario: Scenario) -> float:
-    """Return what it costs that these pools, none of them owned, send their tokens home."""
-    sent_bytes = sum(pool.output_tokens for pool in served) * scenario.wan_bytes_per_token
-    return sent_bytes / _BYTES_PER_GB * float(scenario.wan_usd_per_gb)
+def sum_egress_usd(served: Mapping[str, PoolTally], scenario: Scenario) -> float:
+    """Return what it costs that the pools send their answers home, so far."""
+    sites = scenario.settings.sites
+    return sum(
+        price_answer_usd(
+            served[pool.name].output_tokens,
+            usd_per_gb=sites[SiteName(pool.site)].egress_usd_per_gb,
+        )
+        for pool in scenario.model.pools
+        if SiteName(pool.site) in sites
+    )
 
 
 def sum_usd_per_hour(present: Iterable[Machine]) -> float:

@@ -51,6 +51,15 @@ def test_a_longer_cold_start_costs_more_and_spares_no_more() -> None:
     assert (worth.spared, worth.usd_cost) == (pytest.approx(60), pytest.approx(0.40))
 
 
+def test_answers_that_are_paid_by_the_byte_cost_with_each_request() -> None:
+    """60 answers at $0.001 to send home, on top of $0.10."""
+    far = replace(CLOUD, usd_per_request=0.001)
+    worth = judge_more(endless(3), far, have_rps=0, terms=TERMS)
+    assert worth.usd_cost == pytest.approx(0.16)
+    dear = replace(CLOUD, usd_per_request=0.02)
+    assert judge_more(endless(3), dear, have_rps=0, terms=TERMS).usd_net < 0
+
+
 def test_one_that_runs_is_judged_over_the_time_a_return_would_take() -> None:
     """1 a second for 40 s at $0.01 against 40 s at $3.6/h; without a lease, as it is there."""
     rising = endless(3)

@@ -96,6 +96,13 @@ def test_a_pool_no_node_type_can_hold_is_never_offered() -> None:
         assert (names(found), found.find_best()) == ([], None)
 
 
+def test_a_pool_so_far_away_that_the_way_breaks_the_promise_is_never_offered() -> None:
+    """10 s promised: 10 s of way are too many, 1 s isn't."""
+    for round_trip_s, expected in ((10.0, []), (1.0, ["cloud"])):
+        far = replace(CLOUD, round_trip_s=round_trip_s)
+        assert names(burst(Capacity(A100, 1, 0), Capacity(far, 0, 1), rps=9)) == expected
+
+
 def test_replicas_are_needed_from_the_last_one_on() -> None:
     """1.5 over 2.54: of four that run two are needed."""
     found = burst(Capacity(A100, 1, 0), Capacity(CLOUD, 4, 0), rps=4.04)

@@ -7,6 +7,7 @@ from decimal import Decimal
 import pytest
 
 from autoscaling.guard import Offer
+from autoscaling.learning import Learned, LengthSums
 from autoscaling.observation import Observed, build_snapshot, find_price
 from autoscaling.snapshot import BurstPolicy, ModelView
 from autoscaling.stability import ModelMemory, PoolMemory
@@ -156,6 +157,18 @@ def test_what_was_requested_and_what_is_blocked_reach_the_pool() -> None:
     requested = Targets(90.0, {"smol": {POOL.pool: 2}})
     (model,) = look(report(), requested=requested, blocked_sites={"cloud": "full"})
     assert (model.pools[0].requested, model.pools[0].blocked) == (2, "full")
+
+
+def test_the_way_to_a_pool_is_its_sites_and_the_mean_answer_has_a_price() -> None:
+    """200 tokens of 300 bytes are 60 kB: at $0.10 a GB, $0.000006. Unknown lengths cost nothing."""
+    far = replace(OFFER, round_trip_s=0.03, egress_usd_per_gb=0.1)
+    known = Learned(lengths=LengthSums(requests=50, prompt_tokens=50_000, output_tokens=10_000))
+    memory = {"smol": ModelMemory({}, learned=known)}
+    (model,) = look(report(), offers=(far,), memory=memory)
+    assert model.pools[0].round_trip_s == 0.03
+    assert model.pools[0].usd_per_request == pytest.approx(6e-6)
+    (model,) = look(report(), offers=(far,))
+    assert model.pools[0].usd_per_request == 0
 
 
 def test_a_pool_no_node_type_can_hold_is_infinitely_dear() -> None:

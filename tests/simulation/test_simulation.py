@@ -22,6 +22,7 @@ from autoscaling.simulator.timeline import build_timeline
 from autoscaling.simulator.traffic import Traffic, mark_restricted
 from autoscaling.snapshot import BurstPolicy
 from cluster.errors import ConfigError
+from cluster.model import SiteName
 
 # ray-default imports Ray, a matter of seconds: it has its own test.
 FAST_POLICIES = tuple(name for name in POLICY_NAMES if name not in {"ray-default", "oracle"})
@@ -29,6 +30,14 @@ EAGER = BurstPolicy(up_after_s=1.0, down_after_s=20.0, min_lease_s=60.0)
 PATIENT = replace(EAGER, signals_stale_s=60.0)
 
 MakeTraffic = Callable[..., Traffic]
+
+
+def with_cloud(scenario: Scenario, **changes: float) -> Scenario:
+    """The scenario with other settings of its cloud site."""
+    settings = scenario.settings
+    cloud = settings.sites[SiteName("cloud")].model_copy(update=changes)
+    sites = {**settings.sites, SiteName("cloud"): cloud}
+    return replace(scenario, settings=replace(settings, sites=sites))
 
 
 @pytest.mark.parametrize("name", FAST_POLICIES)
@@ -224,7 +233,7 @@ def test_what_a_site_that_is_not_owned_sends_is_paid_by_the_byte(
     scenario: Scenario, make_traffic: MakeTraffic
 ) -> None:
     """Tokens of the cloud's pools x 300 bytes at 90 $ a GB, a thousand times the usual price."""
-    dear = replace(scenario, wan_usd_per_gb=Decimal(90))
+    dear = with_cloud(scenario, egress_usd_per_gb=90.0)
     run = Simulation(make_traffic(mean_rps=20.0), dear, TidegatePolicy(EAGER), seed=1)
     found = run.run()
     sent = sum(
@@ -234,6 +243,20 @@ def test_what_a_site_that_is_not_owned_sends_is_paid_by_the_byte(
     )
     assert found.egress_usd == pytest.approx(sent * 300e-9 * 90)
     assert 0 < found.egress_usd < found.cloud_usd
+
+
+def test_the_way_to_a_site_adds_to_its_first_tokens_and_counts_in_no_other(
+    scenario: Scenario, make_traffic: MakeTraffic
+) -> None:
+    """Half a second there and back; the scenario has 30 ms."""
+    traffic = make_traffic(mean_rps=20.0)
+    mean_s: dict[str, float] = {}
+    for name, there in (("near", scenario), ("far", with_cloud(scenario, round_trip_s=0.53))):
+        run = Simulation(traffic, there, TidegatePolicy(EAGER), seed=1)
+        run.run()
+        served = [run.fleet.served[pool] for pool in run.fleet.pools if pool.startswith("cloud")]
+        mean_s[name] = sum(s.ttft_s for s in served) / sum(s.first_tokens for s in served)
+    assert mean_s["far"] - mean_s["near"] == pytest.approx(0.5, abs=0.05)
 
 
 def test_policies_of_one_seed_meet_the_same_spells_without_spot() -> None:

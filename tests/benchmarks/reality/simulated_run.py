@@ -74,7 +74,7 @@ def run_simulated(
 
 
 def build_scenario(files: tuple[Path, Path], boot_s: Mapping[str, float]) -> Scenario:
-    """Return the scenario of the files, with an engine as the emulated one and no way to a cloud.
+    """Return the scenario of the files, with an engine as the emulated one.
 
     The emulated engine's prefills don't slow its decodes, so the model's don't either.
     """
@@ -82,7 +82,6 @@ def build_scenario(files: tuple[Path, Path], boot_s: Mapping[str, float]) -> Sce
         cluster_file=files[0],
         serve_file=files[1],
         is_interfering=False,
-        wan_s=0.0,
     )
     slo = Slo(TTFT_S_MAX, TPOT_S_MAX)
     return replace(read_scenario(choices), slo=slo, boot=build_boot(boot_s))
