@@ -4,7 +4,7 @@ Requests go in for nothing at the clouds there are; what comes back is paid by t
 """
 
 BYTES_PER_TOKEN = 300.0
-"""About what a streamed token is on the wire: vLLM's event of some 220 bytes, and its headers."""
+"""About what a streamed token is on the wire: vLLM's event of some 250 bytes, and its headers."""
 
 _BYTES_PER_GB = 1e9
 

@@ -83,6 +83,9 @@ def plan_assignments(
     A lane whose turn finds nothing is passed over from there on: the replicas are the same for all
     of it. Tickets with replicas of their own to avoid are always looked at one by one.
     """
+    if not any(load.has_room or load.others for load in loads):
+        # The usual case under overload, and the one that comes most often.
+        return Plan()
     current = {load.replica_id: load for load in loads}
     assignments: list[Assignment] = []
     look_again: set[str] = set()
