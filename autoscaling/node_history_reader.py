@@ -14,7 +14,7 @@ from autoscaling.settings_reader import find_ledger
 from cluster.config import ClusterSettings
 from cluster.ledger import Ledger
 from cluster.ledger_boot import BootRecord
-from cluster.model import TAG_NOTICED, BootStage, NodePhase, NodeRecord
+from cluster.model import TAG_NOTICED, TAG_RELEASED, BootStage, NodePhase, NodeRecord
 from cluster.site_reconcile import WHY_GONE, WHY_STOPPED
 from cluster.store_place import Place
 
@@ -93,12 +93,13 @@ def _never_ran(record: NodeRecord) -> bool:
 
 
 def _describe(record: NodeRecord, stages: Mapping[BootStage, float]) -> NodeLife:
-    why = record.closed_why or ""
+    was_missed = (record.closed_why or "").startswith((WHY_GONE, WHY_STOPPED))
+    is_lost = TAG_NOTICED in record.tags or (was_missed and TAG_RELEASED not in record.tags)
     return NodeLife(
         node_type=record.node_type,
         asked_s=record.intended_s,
         joined_s=stages.get(BootStage.JOINED),
         serving_s=stages.get(BootStage.SERVING),
         ended_s=record.ended_s,
-        is_lost=TAG_NOTICED in record.tags or why.startswith((WHY_GONE, WHY_STOPPED)),
+        is_lost=is_lost,
     )

@@ -1,4 +1,4 @@
-"""What follows from a tick's report beside launches: stages and notices noted, nodes drained.
+"""What follows from a tick's report beside launches: stages and ends noted, nodes drained.
 
 Both may take seconds (a ledger elsewhere, a GCS that is busy), so a thread does them, one after
 another; the tick only hands over its report. What fails is tried again with the next report.
@@ -14,7 +14,7 @@ from typing import Protocol
 
 from autoscaling.record import NodeSummary, SchedulerReport
 from cluster.errors import NodeNotFoundError
-from cluster.model import TAG_NOTICED, BootStage, Cordon, NodeId
+from cluster.model import TAG_NOTICED, TAG_RELEASED, BootStage, Cordon, NodeId
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _DRAIN_AGAIN_S = 60.0
 
 
 class StageLedger(Protocol):
-    """Where boot stages and notices are kept: the ledger."""
+    """Where boot stages, and why nodes went, are kept: the ledger."""
 
     def note_boot_stage(self, node_id: NodeId, stage: BootStage, at_s: float) -> None:
         """Note when a node reached a stage; what was noted first stays."""
@@ -49,7 +49,7 @@ class NodeOrders:
         self._list_serving = list_serving
         self._now_s = now_s
         self._noted: set[tuple[str, BootStage]] = set()
-        self._noticed: set[str] = set()
+        self._tagged: set[tuple[str, str]] = set()
         self._drained: dict[str, float] = {}
         self._queue: queue.Queue[SchedulerReport] = queue.Queue(_QUEUED_MAX)
 
@@ -65,7 +65,9 @@ class NodeOrders:
             _log.debug("node orders are behind; a report is left out")
 
     def carry_out(self, report: SchedulerReport) -> None:
-        """Note stages and notices that are new, and drain nodes that should be."""
+        """Note stages and ends that are new, and drain nodes that should be."""
+        for node_id in report.released:
+            self._tag(node_id, TAG_RELEASED)
         serving = set(self._list_serving())
         for node in report.nodes:
             if node.ray_id is None or node.state not in _JOINED_STATES:
@@ -74,7 +76,7 @@ class NodeOrders:
             if node.ray_id in serving:
                 self._note(node, BootStage.SERVING)
             if node.is_noticed:
-                self._note_notice(node)
+                self._tag(node.id, TAG_NOTICED)
             if node.cordon == Cordon.DRAINING and node.state == "RAY_RUNNING":
                 self._empty(node, node.ray_id)
 
@@ -87,15 +89,15 @@ class NodeOrders:
             _log.warning("%s has %s and no record in the ledger", node.id, stage)
         self._noted.add((node.id, stage))
 
-    def _note_notice(self, node: NodeSummary) -> None:
-        """Remember in the ledger that the node's site takes it away: it counts as a loss."""
-        if node.id in self._noticed:
+    def _tag(self, node_id: str, tag: str) -> None:
+        """Remember in the ledger why a node goes: those who count losses must know."""
+        if (node_id, tag) in self._tagged:
             return
         try:
-            self._ledger.merge_tags(NodeId(node.id), {TAG_NOTICED: "true"})
+            self._ledger.merge_tags(NodeId(node_id), {tag: "true"})
         except NodeNotFoundError:
-            _log.warning("%s has a notice and no record in the ledger", node.id)
-        self._noticed.add(node.id)
+            _log.warning("%s has the tag %s and no record in the ledger", node_id, tag)
+        self._tagged.add((node_id, tag))
 
     def _empty(self, node: NodeSummary, ray_id: str) -> None:
         now_s = self._now_s()

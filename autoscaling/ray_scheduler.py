@@ -108,7 +108,10 @@ class LocalFirstScheduler(IResourceScheduler):  # type: ignore[misc] # Ray ships
         reply = self._build_reply(request, placement, tick.asked)
         homecoming = _choose_releases(tick, placement, reply.to_terminate)
         reply.to_terminate = _order_terminations(tick, homecoming, reply.to_terminate)
-        report = _summarise(tick, situation, placement, homecoming)
+        report = replace(
+            _summarise(tick, situation, placement, homecoming),
+            released=_list_released(request, reply.to_terminate),
+        )
         self._report(replace(report, tick_s=time.monotonic() - began_s))
         self._log_events(reply)
         return reply
@@ -213,6 +216,18 @@ def _order_terminations(
     }
     # Those being emptied aren't idle for long enough for Ray's scheduler to have found them.
     return others + [idle.get(key) or _terminate(instances[key]) for key in homecoming.releases]
+
+
+def _list_released(
+    request: SchedulingRequest, terminations: Sequence[TerminationRequest]
+) -> tuple[str, ...]:
+    """Return the nodes that are ended on our word, by the ledger's ids."""
+    ended = {termination.instance_id for termination in terminations}
+    return tuple(
+        ledger_id(instance)
+        for instance in request.current_instances
+        if instance.im_instance is not None and instance.im_instance.instance_id in ended
+    )
 
 
 def _terminate(instance: Any) -> TerminationRequest:

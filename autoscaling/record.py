@@ -56,7 +56,8 @@ class SchedulerReport:
     """What the scheduler's last tick saw and decided.
 
     `refusals` counts what each limit refused, by the limit's name. `blocked_sites` says, by site,
-    why demand for it gets no node. `tick_s` is how long the tick took.
+    why demand for it gets no node. `released` are the nodes sent home, by the ledger's ids.
+    `tick_s` is how long the tick took.
     """
 
     nodes: tuple[NodeSummary, ...] = ()
@@ -66,6 +67,7 @@ class SchedulerReport:
     refusals: Mapping[str, int] = field(default_factory=dict)
     usd_per_hour: Decimal = Decimal(0)
     blocked_sites: Mapping[str, str] = field(default_factory=dict)
+    released: tuple[str, ...] = ()
     tick_s: float = 0.0
 
 

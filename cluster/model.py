@@ -39,6 +39,9 @@ TAG_CORDON = "tidegate-cordon"
 TAG_NOTICED = "tidegate-noticed"
 """Tag in the ledger of a node that its site has announced to take away, whatever ended it then."""
 
+TAG_RELEASED = "tidegate-released"
+"""Tag in the ledger of a node that was sent home: Ray ends on it before its site is told."""
+
 
 class Cordon(StrEnum):
     """What an operator wants of a node. It is kept at the site, so it outlives the head."""

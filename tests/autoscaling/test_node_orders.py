@@ -5,7 +5,7 @@ from typing import Any
 from autoscaling.node_orders import NodeOrders
 from autoscaling.record import NodeSummary, SchedulerReport
 from cluster.errors import NodeNotFoundError
-from cluster.model import TAG_NOTICED, BootStage
+from cluster.model import TAG_NOTICED, TAG_RELEASED, BootStage
 
 
 class Stages:
@@ -69,7 +69,15 @@ def test_a_notice_is_written_down_once_for_those_who_count_losses() -> None:
     for name in ("n", "n", "unknown"):
         bench.report(name, is_noticed=True)
     bench.report("calm")
+    bench.orders.carry_out(SchedulerReport())
     assert bench.stages.tagged == [("n", {TAG_NOTICED: "true"})]
+
+
+def test_a_release_is_written_down_once_so_that_it_is_no_loss() -> None:
+    bench = Bench()
+    for _ in range(2):
+        bench.orders.carry_out(SchedulerReport(released=("n",)))
+    assert bench.stages.tagged == [("n", {TAG_RELEASED: "true"})]
 
 
 def test_a_draining_node_is_drained_and_a_cordoned_one_is_not() -> None:

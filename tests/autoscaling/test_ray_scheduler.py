@@ -193,7 +193,10 @@ def test_an_idle_node_is_ended_and_one_that_is_needed_is_not(bench: Bench) -> No
     bench.instances.append(bench.node("cloud_gpu", "c", idle_s=6))
     ended = bench.ask().to_terminate
     assert [(t.instance_id, t.cause) for t in ended] == [("c", TerminationRequest.Cause.IDLE)]
+    assert bench.scheduler.last_report is not None
+    assert bench.scheduler.last_report.released == ("c",)
     assert bench.ask(want("cloud")).to_terminate == []
+    assert bench.scheduler.last_report.released == ()
 
 
 def test_an_idle_node_that_is_the_minimum_stays(bench: Bench) -> None:
