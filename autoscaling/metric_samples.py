@@ -17,7 +17,7 @@ from autoscaling.money_samples import sample_money
 from autoscaling.record import BurstState
 from cluster.config import ClusterSettings
 from cluster.ledger_boot import BootRecord
-from cluster.model import BootStage, Cordon, NodePhase
+from cluster.model import TAG_RELEASED, BootStage, Cordon, NodePhase
 from deployments.signals import GatewaySignals, PoolSignal
 
 _OPEN_PHASES = tuple(phase for phase in NodePhase if phase is not NodePhase.CLOSED)
@@ -103,7 +103,9 @@ def _sample_launches(settings: ClusterSettings, ledger: LedgerView) -> Iterator[
     failures = Counter(
         (node.site, node.node_type, code)
         for node in ledger.history
-        if (code := find_failure_code(node.closed_why)) is not None
+        # One that was sent home may be found stopped before its site is told to end it.
+        if TAG_RELEASED not in node.tags
+        and (code := find_failure_code(node.closed_why)) is not None
     )
     known = [(kind.site, name) for name, kind in settings.node_types.items()]
     offered = [(site, name, settings.node_types[name].market) for site, name in known]

@@ -22,6 +22,7 @@ from cluster.ledger import Intent, Ledger
 from cluster.ledger_boot import BootRecord
 from cluster.ledger_sites import Hold, Listing
 from cluster.model import (
+    TAG_RELEASED,
     BootStage,
     Cordon,
     NodeId,
@@ -302,6 +303,15 @@ def test_demand_and_capacity_add_up_over_gateways(full: Figures) -> None:
 def test_exactly_one_burst_state_is_shown(full: Figures) -> None:
     states = {key[1]: v for key, v in sample(full).items() if key[0] == m.BURST_STATE.name}
     assert states == {"closed": 0, "opening": 0, "open": 1, "closing": 0}
+
+
+def test_a_node_that_was_sent_home_is_no_failure_however_it_was_found(full: Figures) -> None:
+    """Two were found stopped by their site; one of them had been released."""
+    why = "stopped: it serves no more"
+    ended = [node(name, phase=NodePhase.CLOSED, closed_why=why) for name in ("a", "b")]
+    ended[1] = replace(ended[1], tags={TAG_RELEASED: "true"})
+    found = sample(replace(full, ledger=replace(full_ledger(), history=ended)))
+    assert found["tidegate_launch_failures_total", "cloud", "cloud_gpu", "stopped"] == 1
 
 
 def test_shadow_mode_shows_what_would_run_and_acting_shows_zeros(full: Figures) -> None:
