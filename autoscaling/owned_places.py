@@ -47,7 +47,7 @@ class Places:
 
 def place_groups(groups: Iterable[Group], nodes: Sequence[OwnedNode]) -> Places:
     """Return where the replicas fit; only odd sizes (3 beside 2 GPUs) can fail to find room."""
-    order = sorted(groups, key=lambda group: (-group.gpus, group.key))
+    order = sorted(groups, key=lambda group: group.key)
     board = _Board(order, nodes)
     for size in sorted({group.gpus for group in order}, reverse=True):
         alike = [group for group in order if group.gpus == size]

@@ -14,7 +14,7 @@ from itertools import pairwise
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from autoscaling.owned_claims import ModelDemand, OwnedPool, SplitRules
+from autoscaling.owned_claims import ModelDemand, OwnedPool, ShareMemory, SplitRules
 from autoscaling.owned_places import OwnedNode
 from autoscaling.owned_split import Split, split_owned
 
@@ -151,6 +151,17 @@ def test_what_was_taken_stays_for_the_hold_time() -> None:
 
     assert limits(again(599)) == {"a": 1, "b": 3}
     assert limits(again(600)) == {"a": 0, "b": 4}
+
+
+def test_who_gave_takes_from_nobody_by_value_and_has_what_is_free() -> None:
+    """At 0 s b gave; c, whose requests cost a hundredth, keeps its GPUs from it until 600 s."""
+    gave = ShareMemory(lost_s=0.0)
+    models = [
+        model("b", leave=4, late_usd=1.0, planned=1, memory=gave),
+        model("c", leave=2, planned=2),
+    ]
+    assert limits(split(models, [node()], 599.0)) == {"b": 2, "c": 2}
+    assert limits(split(models, [node()], 600.0)) == {"b": 4, "c": 0}
 
 
 def test_what_must_stay_does_not_wait_for_the_hold_time() -> None:

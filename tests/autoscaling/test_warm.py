@@ -151,6 +151,15 @@ def test_a_group_wakes_only_when_all_of_its_gpus_are_free() -> None:
     assert decide(replace(group, order=5), held, orders=orders, t=1).orders == orders
 
 
+def test_a_gpu_that_a_group_waits_for_is_given_to_nobody_else() -> None:
+    """Its other GPU is still with b, which is leaving; a would have had the free one."""
+    group = replace(engine("t", order=6), gpus=("n/0", "n/1"))
+    leaving = engine("b", state="leaving", order=6, live=1, gpu="n/1")
+    orders = WarmOrders(6, {}, ("t-1",))
+    found = decide(group, leaving, engine("a", order=6), orders=orders, a=9, t=1)
+    assert found.orders == orders
+
+
 @dataclass
 class World:
     """Engines that hear orders late, take time, and die; GPU memory is counted."""
