@@ -27,7 +27,7 @@ from typing import Any
 
 import yaml
 
-from autoscaling.simulator.engine_model import CHUNK_TOKENS, split_slope
+from autoscaling.simulator.engine_model import CHUNK_TOKENS
 from autoscaling.simulator.traffic import Traffic
 from deployments.continuous_batching import Performance
 from deployments.gpu_performance import PerformanceRow
@@ -120,7 +120,7 @@ def make_row(fit: Fit, *, kv_tokens: int | None, what: str) -> PerformanceRow:
 
 
 def compare(
-    row: PerformanceRow, fit: Fit, traffic: Traffic, real: Sequence[Answer], *, seed: int
+    row: PerformanceRow, traffic: Traffic, real: Sequence[Answer], *, seed: int
 ) -> dict[str, Any]:
     """Return the figures of all engines and each one's differences from the real one."""
     performance = row.to_performance()
@@ -129,9 +129,7 @@ def compare(
         step("The same trace against the emulated engine"),
     ):
         emulated = asyncio.run(run_trace(door, traffic, seed=seed))
-    alone = split_slope(
-        performance, prompt_tokens=fit.prompt_tokens, output_tokens=fit.output_tokens
-    )
+    alone = row.to_decode_performance()
     found = {
         "vllm": measure(real),
         "emulated": measure(emulated),
@@ -219,7 +217,7 @@ def main() -> int:
     with open_engine(options) as door:
         measured, row, traffic, real = measure_engine(door, options)
     fit = measured.fit()
-    compared = compare(row, fit, traffic, real, seed=options.seed)
+    compared = compare(row, traffic, real, seed=options.seed)
     content = {
         "machine": machine,
         "row_name": options.row_name,
