@@ -10,11 +10,10 @@ from autoscaling.peers.registry import POLICY_NAMES
 from autoscaling.simulator.generators import GENERATORS
 from autoscaling.simulator.scenario import Scenario
 from autoscaling.simulator.traffic import Traffic
-from autoscaling.snapshot import BRAIN_PARTS
 from cluster.errors import ConfigError
 from infra.cli_options import Output, OutputOption, write_report
 from infra.progress import console
-from infra.simulate_choice import OURS, USUAL_POLICIES, choose_variants, label_bought
+from infra.simulate_choice import OURS, PARTS, USUAL_POLICIES, choose_variants, label_bought
 from infra.simulate_demand import AskedTraffic, check_asked, prepare_traffic
 from infra.simulate_report import write_html
 from infra.simulate_run import Finished, run_variants
@@ -143,8 +142,8 @@ def simulate(  # noqa: PLR0913, PLR0917 - every option of the command line
     ablate: Annotated[
         list[str] | None,
         typer.Option(
-            help="Run ours also with this part of the brain switched off, repeatable: "
-            f"{', '.join(BRAIN_PARTS)}, or all, each by itself.",
+            help="Run ours also with this part of the brain, of admission or of routing switched "
+            f"off, repeatable: {', '.join(PARTS)}, or all, each by itself.",
             rich_help_panel=_RUNS,
         ),
     ] = None,

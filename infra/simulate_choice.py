@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import replace
 
 from autoscaling.peers.registry import POLICY_NAMES
 from autoscaling.simulator.scenario import Scenario
@@ -14,6 +15,13 @@ from infra.what_if import Purchase, add_node
 OURS = "tidegate"
 USUAL_POLICIES = (OURS, "ray-default", "onprem-only", "all-cloud", "oracle")
 """What a buyer asks: ours, what Ray does by itself, the two ends, and how far it could go."""
+
+PARTS = (*BRAIN_PARTS, "in-time", "reading")
+"""What can be switched off: the brain's parts and two of admission and routing.
+
+in-time: who can still be answered in time goes first; reading: a replica with much left to read of
+its prompts gets no more.
+"""
 
 ALL = "all"
 
@@ -28,19 +36,17 @@ def choose_variants(
     """
     names = _choose_policies(policies, is_ours_only=bool(parts or purchase))
     for part in parts:
-        if part not in {*BRAIN_PARTS, ALL}:
-            choice = ", ".join((*BRAIN_PARTS, ALL))
+        if part not in {*PARTS, ALL}:
+            choice = ", ".join((*PARTS, ALL))
             raise ConfigError(f"--ablate must be one of {choice}; got {part!r}.")
     if (parts or purchase) and OURS not in names:
         names.insert(0, OURS)
-    chosen = BRAIN_PARTS if ALL in parts else tuple(dict.fromkeys(parts))
+    chosen = PARTS if ALL in parts else tuple(dict.fromkeys(parts))
     found: list[Variant] = []
     for name in names:
         found.append(Variant(name, name, scenario))
         if name == OURS:
-            found += [
-                Variant(f"{OURS} -{part}", OURS, scenario, frozenset({part})) for part in chosen
-            ]
+            found += [_switch_off(part, scenario) for part in chosen]
             if purchase is not None:
                 bigger = add_node(scenario, purchase)
                 found.append(Variant(label_bought(purchase), OURS, bigger))
@@ -50,6 +56,21 @@ def choose_variants(
 def label_bought(purchase: Purchase) -> str:
     """Return the name of the row with the node that is bought."""
     return f"{OURS} +1 {purchase.node_type}"
+
+
+def _switch_off(part: str, scenario: Scenario) -> Variant:
+    """Return our policy without one part."""
+    label = f"{OURS} -{part}"
+    if part in BRAIN_PARTS:
+        return Variant(label, OURS, scenario, frozenset({part}))
+    if part == "in-time":
+        queue = replace(scenario.queue, in_time_s=None)
+        return Variant(label, OURS, replace(scenario, queue=queue))
+    pools = tuple(
+        pool.model_copy(update={"reading_tokens_max": None}) for pool in scenario.model.pools
+    )
+    model = scenario.model.model_copy(update={"pools": pools})
+    return Variant(label, OURS, replace(scenario, model=model))
 
 
 def _choose_policies(given: Sequence[str], *, is_ours_only: bool) -> list[str]:

@@ -22,6 +22,7 @@ _NUMBERS = (
     "ttft_p99_s",
     "tpot_p50_s",
     "cloud_usd",
+    "egress_usd",
     "owned_usd",
     "cloud_gpu_hours",
     "completed",
@@ -104,7 +105,7 @@ def render_policy_table(title: str, rows: Iterable[Mapping[str, Any]]) -> Table:
     table.add_column("policy", no_wrap=True)
     names = ["SLO\nmet", "TTFT\np50 s", "TTFT\np99 s", "cloud\n$"]
     names += ["owned\n$"] if is_owned_priced else []
-    for name in (*names, "done", "re-\nfused", "failed", "laun-\nches", "turns"):
+    for name in (*names, "re-\nfused", "failed", "laun-\nches", "turns"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         owned = [f"{row['owned_usd']:.2f}"] if is_owned_priced else []
@@ -115,7 +116,6 @@ def render_policy_table(title: str, rows: Iterable[Mapping[str, Any]]) -> Table:
             _say(row["ttft_p99_s"], 2),
             f"{row['cloud_usd']:.2f}",
             *owned,
-            f"{row['completed']:.0f}",
             f"{row['rejected']:.0f}",
             f"{row['failed'] + row['unfinished']:.0f}",
             f"{row['launches']:.0f}",

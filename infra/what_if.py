@@ -261,4 +261,4 @@ def _say_time(seconds: float) -> str:
         return f"{seconds / _S_PER_DAY:.1f} days"
     if seconds >= 3600:  # noqa: PLR2004 - an hour
         return f"{seconds / 3600:.1f} hours"
-    return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"  # noqa: PLR2004
