@@ -73,6 +73,7 @@ class _Board:
         self._nodes = nodes
         self._groups = {group.key: group for group in groups}
         self._free = {node.id: node.gpus for node in nodes}
+        self._smaller: dict[tuple[str, int], tuple[int, int]] = {}
         self.placed: dict[str, Counter[Key]] = {node.id: Counter() for node in nodes}
 
     def keep(self, group: Group) -> int:
@@ -108,14 +109,22 @@ class _Board:
 
     def _rank(self, node: OwnedNode, group: Group) -> tuple[int, int, int, str]:
         """Sort key: fewest firm GPUs that must give way, fewest at all, then the tightest fit."""
-        smaller = [
-            (self._groups[key], count)
-            for key, count in node.holds.items()
-            if key in self._groups and self._groups[key].gpus < group.gpus
-        ]
-        taken = sum(other.gpus * count for other, count in smaller)
-        firm = sum(other.gpus * min(count, other.firm) for other, count in smaller)
+        taken, firm = self._count_smaller(node, group.gpus)
         free = self._free[node.id]
         gives_way = max(0, group.gpus - (free - taken))
         firm_gives_way = max(0, group.gpus - (free - firm))
         return (firm_gives_way, gives_way, free, node.id)
+
+    def _count_smaller(self, node: OwnedNode, gpus: int) -> tuple[int, int]:
+        """Return the GPUs of a node that smaller groups run on: all, and those of firm replicas."""
+        if (node.id, gpus) not in self._smaller:
+            smaller = [
+                (self._groups[key], count)
+                for key, count in node.holds.items()
+                if key in self._groups and self._groups[key].gpus < gpus
+            ]
+            self._smaller[node.id, gpus] = (
+                sum(other.gpus * count for other, count in smaller),
+                sum(other.gpus * min(count, other.firm) for other, count in smaller),
+            )
+        return self._smaller[node.id, gpus]

@@ -167,12 +167,14 @@ def _choose(asked: Sequence[Claims], nodes: Sequence[OwnedNode]) -> dict[Key, in
     ones lie, as long as each size divides the next. `best` has the greatest worth for each number
     of GPUs used, with how many claims of each size it takes.
     """
-    best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
     sizes = sorted({claims.pool.gpus_per_replica for claims in asked}, reverse=True)
+    if all(_count_asked(asked, size) <= _count_room(nodes, size) for size in sizes):
+        return {claims.pool.key: len(claims.worth) for claims in asked}
+    best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
     ranked = [_rank_claims(asked, size) for size in sizes]
     for size, claims_of_size in zip(sizes, ranked, strict=True):
         sums = [0, *accumulate(worth for worth, _ in claims_of_size)]
-        room = sum(node.gpus // size * size for node in nodes)
+        room = _count_room(nodes, size)
         grown: dict[int, tuple[int, tuple[int, ...]]] = {}
         for used, (worth, taken) in best.items():
             most = min(len(sums) - 1, max(0, room - used) // size)
@@ -188,6 +190,17 @@ def _choose(asked: Sequence[Claims], nodes: Sequence[OwnedNode]) -> dict[Key, in
         for _, key in claims_of_size[:count]:
             counts[key] += 1
     return counts
+
+
+def _count_asked(asked: Sequence[Claims], size: int) -> int:
+    """Return the GPUs of all claims of this size and larger."""
+    large = (claims for claims in asked if claims.pool.gpus_per_replica >= size)
+    return sum(len(claims.worth) * claims.pool.gpus_per_replica for claims in large)
+
+
+def _count_room(nodes: Sequence[OwnedNode], size: int) -> int:
+    """Return the GPUs that replicas of this size could have of empty nodes."""
+    return sum(node.gpus // size * size for node in nodes)
 
 
 def _rank_claims(asked: Sequence[Claims], size: int) -> list[tuple[int, Key]]:
