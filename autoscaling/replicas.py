@@ -247,7 +247,8 @@ def _find_burst_shortage(case: _Case) -> _Shortage:
     left_for_burst = max(0, room - must_stay)
     room_there = sum(_room(case, pool) for pool in others)
     excess = max(0, case.model.waiting_may_burst - left_for_burst - room_there)
-    return _build_shortage(case, others, excess)
+    # A full KV cache takes its pool's room away, and alone rents nothing: what fills it is served.
+    return _build_shortage(case, (), excess)
 
 
 def _build_shortage(case: _Case, pools: Sequence[PoolView], excess: int) -> _Shortage:
