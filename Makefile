@@ -8,10 +8,17 @@ WHEEL_DIR ?= $(HOME)/.tidegate/wheel
 # PyTorch's CPU wheel: from a folder of wheels if pip is told of one, else from PyTorch's CPU index.
 TORCH_SOURCE := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 
-# Runs the tests with a mark; those that fail run once more, alone, and both results are printed.
+# Hundreds of processes import the same modules, so compiled ones are kept whatever the shell says.
+export PYTHONDONTWRITEBYTECODE :=
+
+# Runs the tests with a mark; those that fail run once more, one by one, and both results are
+# printed. A test that needs it twice is a defect: see CONTRIBUTING.md.
 run-tests = $(BIN)/pytest -m "$(1)" $(2) || { \
-	  echo "The tests above that failed run once more, alone."; \
-	  $(BIN)/pytest -m "$(1)" --last-failed --last-failed-no-failures none; }
+	  printf '\n%s\n' "===== SECOND RUN of what failed above, one by one ====="; \
+	  $(BIN)/pytest -m "$(1)" --last-failed --last-failed-no-failures none || exit; \
+	  printf '\n%s\n' "===== PASSED AT THE SECOND RUN ONLY: each test of the second run is a defect ====="; }
+# Tests that start clusters mostly wait: three run beside each other (tests/conftest.py says which).
+CLUSTERS := (ray or vllm or lab) and not lab_long
 
 .PHONY: help setup serve demo lab lab-long test unit check lock wheel clean
 
@@ -45,7 +52,7 @@ lab-long: setup ## the lab's tests of many minutes: long WAN cuts, repeats (root
 test: setup ## all tests, real Ray and one real vLLM engine included; ARGS="-k words" for some
 ifeq ($(ARGS),)
 	@$(call run-tests,not ray and not vllm and not lab,-n auto -q)
-	@$(call run-tests,(ray or vllm or lab) and not lab_long,--durations=15)
+	@$(call run-tests,$(CLUSTERS),-n 3 --dist loadscope -v --durations=25)
 else
 	@$(BIN)/pytest $(ARGS)
 endif
