@@ -25,6 +25,9 @@ its prompts gets no more.
 
 ALL = "all"
 
+_NEEDS = {"ray-default": ("ray", "`cpu` or `gpu`"), "oracle": ("scipy", "`simulate`")}
+"""Policies that need a library of an extra, and the extra."""
+
 
 def choose_variants(
     scenario: Scenario, policies: Sequence[str], parts: Sequence[str], purchase: Purchase | None
@@ -76,16 +79,31 @@ def _switch_off(part: str, scenario: Scenario) -> Variant:
 def _choose_policies(given: Sequence[str], *, is_ours_only: bool) -> list[str]:
     """Return the policies' names without repetition; without a wish, those that can be run."""
     if ALL in given:
-        return list(POLICY_NAMES)
+        return _list_runnable(POLICY_NAMES)
     for name in given:
         if name not in POLICY_NAMES:
             choice = ", ".join((*POLICY_NAMES, ALL))
             raise ConfigError(f"--policy must be one of {choice}; got {name!r}.")
+        if _find_missing(name):
+            raise ConfigError(f"--policy {name} must be left out: {_find_missing(name)}.")
     if given:
         return list(dict.fromkeys(given))
     if is_ours_only:
         return [OURS]
-    if importlib.util.find_spec("ray") is None:
-        console.print("ray-default is left out: Ray isn't installed here (extra `cpu` or `gpu`)")
-        return [name for name in USUAL_POLICIES if name != "ray-default"]
-    return list(USUAL_POLICIES)
+    return _list_runnable(USUAL_POLICIES)
+
+
+def _list_runnable(names: Sequence[str]) -> list[str]:
+    """Return those that can be run here; the others are named on stderr."""
+    missing = {name: text for name in names if (text := _find_missing(name))}
+    for name, text in missing.items():
+        console.print(f"{name} is left out: {text}", markup=False)
+    return [name for name in names if name not in missing]
+
+
+def _find_missing(name: str) -> str | None:
+    """Return what a policy lacks here: known before hours are simulated, not after."""
+    library, extra = _NEEDS.get(name, (None, None))
+    if library is None or importlib.util.find_spec(library) is not None:
+        return None
+    return f"{library} isn't installed here; it comes with the extra {extra}"

@@ -15,6 +15,7 @@ from typing import Any
 from infra.simulate_run import Finished
 from infra.simulate_series import build_pools, build_series
 from infra.simulate_view import Subject
+from infra.what_if import say_duration
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SCRIPTS = ("simulate_chart.js", "simulate_page.js", "simulate_read.js")
@@ -83,17 +84,10 @@ def _say_traffic(content: Mapping[str, Any]) -> str:
     seconds = content["duration_s"]
     rate = content["requests"] / seconds if seconds else 0.0
     seeds = content["seeds"]
-    text = f"{content['requests']:,} requests in {_say_time(seconds)}, {rate:.1f} a second"
+    text = f"{content['requests']:,} requests in {say_duration(seconds)}, {rate:.1f} a second"
     if len(seeds) > 1:
         return f"{text}. Figures are means of {len(seeds)} seeds; charts show seed {seeds[0]}."
     return f"{text}. Seed {seeds[0]}."
-
-
-def _say_time(seconds: float) -> str:
-    for name, length_s in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length_s:
-            return f"{seconds / length_s:.3g} {name}"
-    return f"{seconds:.0f} seconds"
 
 
 def _say_headline(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -125,7 +125,7 @@ class Payback:
             return f"Measured over {self.traffic_s / _S_PER_DAY:.1f} days of traffic."
         lacks = "weekends" if self.traffic_s >= _S_PER_DAY else "nights and weekends"
         return (
-            f"Extrapolated: {_say_time(self.traffic_s)} of traffic stand for a week, taken "
+            f"Extrapolated: {say_duration(self.traffic_s)} of traffic stand for a week, taken "
             f"{times:,.0f} times. Where {lacks} are quieter than this, it saves less and takes "
             "longer; a trace of a week answers better."
         )
@@ -135,6 +135,14 @@ class Payback:
             return " (one seed: --seeds 5 shows how far chance moves it)"
         low, high = _usd(self.saved_usd_per_week_low), _usd(self.saved_usd_per_week_high)
         return f" ({low} to {high} over {self.seeds} seeds)"
+
+
+def say_duration(seconds: float) -> str:
+    """Return a time in the largest unit that it holds twice."""
+    for name, length_s in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length_s:
+            return f"{seconds / length_s:.3g} {name}"
+    return f"{seconds:.0f} seconds"
 
 
 def add_node(scenario: Scenario, purchase: Purchase) -> Scenario:
@@ -254,11 +262,3 @@ def _say_weeks(weeks: float | None) -> str:
     if years > _YEARS_KEPT:
         return f"{text} ({years:,.0f} years: longer than hardware is usually kept)"
     return text
-
-
-def _say_time(seconds: float) -> str:
-    if seconds >= _S_PER_DAY:
-        return f"{seconds / _S_PER_DAY:.1f} days"
-    if seconds >= 3600:  # noqa: PLR2004 - an hour
-        return f"{seconds / 3600:.1f} hours"
-    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"  # noqa: PLR2004

@@ -84,7 +84,7 @@ def test_an_hour_is_not_a_week_and_the_answer_says_so() -> None:
     """$1 saved in an hour is $168 in the 168 hours of a week."""
     found = payback(saved_usd=1.0, traffic_s=3600.0)
     assert found.saved_usd_per_week == pytest.approx(168.0)
-    assert "Extrapolated: 1.0 hours of traffic stand for a week, taken 168 times" in found.caution
+    assert "Extrapolated: 60 minutes of traffic stand for a week, taken 168 times" in found.caution
     assert "nights and weekends" in found.caution
     assert payback(saved_usd=1.0).caution == "Measured over 7.0 days of traffic."
 
