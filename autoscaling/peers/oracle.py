@@ -1,176 +1,160 @@
 """A bound that no policy can beat: the least cloud money at the same attainment, knowing it all.
 
-Method. Each request is work, measured in seconds of a whole replica: its prefill, and its tokens at
-the largest batch that keeps the promised time per token, which is the cheapest way to make them.
-Prompt blocks that occurred before cost nothing. Work may be cut up and moved freely, needs no cold
-start, no whole nodes and no memory, and may be done until its first token is due plus all its
-tokens at the promised pace. Owned replicas do as much as any schedule could: the earliest deadline
-first, which is optimal for work that may be cut (F. Glover, "Maximum matching in a convex bipartite
-graph", 1967). What is left at its deadline is bought at the cheapest price per work there is, by
-the second. Finally the dearest 1 % of the requests is not bought at all. Every step is a
-relaxation, so what is really possible costs at least this much.
+Time is cut into cells, and an integer program (`oracle_program`) finds the cheapest nodes that
+could do the work (`oracle_work`). Why it is a bound: take any run. Count for each cell the work
+that each kind of replica did on requests answered in time, in seconds; put each node's request at
+the beginning of its cell and its end at the end of its cell; call every request that missed left
+out. That satisfies each rule of the program:
 
-A request that even an idle replica of the fastest pool answers too late is lost for everybody; the
-others are the attainment within reach.
+- nobody works before it serves: a node serves after a boot that is three standard deviations
+  faster than the usual one, and owned replicas from the first second;
+- a request in time is finished by its deadline, and its first token by its own. From then on it
+  holds a slot until its last token, so at any time no more are begun and not over than there are
+  slots, and what these lack is at most the longest answers there are;
+- its work is at least what `oracle_work` says, and 1 % of the requests at most are left out, each
+  no larger than the largest of its class and cell.
+
+Rounded outwards a node touches up to two cells more than it pays for, which cost nothing in the
+program: the money is at most what the run paid, lease and way home of the answers included. The
+solver's own bound is taken, not its best plan, so stopping early makes it lower, never wrong.
+
+What the run's luck may add: spot lost within its lease isn't paid to the end, so a lease on spot is
+taken at its expected length. Spells without spot are known, from the seed. Work may be cut up and
+put anywhere at any time, blocks of prompts are remembered for ever and by everyone, and replicas
+never stand idle while there is work: no real schedule gets all of that, so the bound stays below
+what can be had.
+
+Attainment is what all the replicas there can be would reach, bounded the same way.
 """
 
-import heapq
-from dataclasses import dataclass
-from decimal import Decimal
+import math
+from dataclasses import replace
 
-from autoscaling.peers.sizing import find_batch, find_request_s
-from autoscaling.simulator.engine_model import BLOCK_TOKENS
-from autoscaling.simulator.scenario import Scenario
-from autoscaling.simulator.tally import Outcome
-from autoscaling.simulator.traffic import TraceRequest, Traffic
+from autoscaling.peers.oracle_program import Program, Rented, Terms
+from autoscaling.peers.oracle_work import Kind, list_kinds, measure_requests, sort_into_classes
+from autoscaling.simulator.market import list_sold_out
+from autoscaling.simulator.scenario import BootTimes, Scenario
+from autoscaling.simulator.tally import Outcome, Spent, Tally, build_outcome
+from autoscaling.simulator.traffic import Traffic
+from autoscaling.wan import price_answer_usd
+from cluster.config import NodeTypeSettings
+from cluster.model import SiteName
 from deployments.spec import PoolSpec
 
 NAME = "oracle"
-_MISS_RATIO = 0.01
+MISS_RATIO = 0.01
+_CELL_S = 30.0
+_CELLS_MAX = 240
+_FAST_SIGMAS = 3.0
 _S_PER_HOUR = 3600.0
-_EPSILON_S = 1e-9
 _GPU = "GPU"
 
 
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """One pool as a way to do work: its price per replica and hour, 0 when owned."""
+def bound_cost(
+    traffic: Traffic, scenario: Scenario, *, seed: int, miss_ratio: float = MISS_RATIO
+) -> Outcome:
+    """Return the bound as a row of the table; what isn't bounded is 0 or unknown there.
 
-    pool: PoolSpec
-    batch: int
-    usd_per_hour: Decimal
+    At most `miss_ratio` of the requests miss, or as few as can.
+    """
+    kinds = list_kinds(scenario)
+    count = len(traffic.requests)
+    requests = measure_requests(traffic, scenario, kinds)
+    reach, usd = 1.0, 0.0
+    if count > requests.unreachable:
+        classes = sort_into_classes(requests, kinds)
+        terms = build_terms(traffic, scenario)
+        rented = _list_rented(kinds, scenario, terms, seed=seed)
+        program = Program(requests, classes, kinds, rented, terms)
+        misses = program.count_misses()
+        reach = 1 - (misses + requests.unreachable) / count
+        # A hair more than the fewest, or rounding would leave nothing that is possible.
+        usd = program.bound_usd(max(1.001 * misses + 1e-3, miss_ratio * count))
+    bound = build_outcome(NAME, Tally(scenario.slo), Spent(usd, 0.0, 0.0), wall_s=0.0)
+    note = "a bound, not a run: see docs/simulate.md"
+    return replace(bound, slo_attainment=reach, completed=count - requests.unreachable, note=note)
 
 
-def bound_cost(traffic: Traffic, scenario: Scenario) -> Outcome:
-    """Return the bound as a row of the table; what isn't bounded is 0 or unknown there."""
-    ways = [_build_way(pool, scenario) for pool in scenario.model.pools]
-    owned = [way for way in ways if way.pool.owned]
-    cloud = [way for way in ways if not way.pool.owned]
-    fresh_tokens = _count_fresh_tokens(traffic)
-    reachable = [
-        index
-        for index, request in enumerate(traffic.requests)
-        if _is_reachable(request, fresh_tokens[index], scenario)
-    ]
-    capacity = sum(way.pool.max_replicas for way in owned)
-    left = _find_left_over(traffic, scenario, owned, fresh_tokens, reachable, capacity)
-    prices = sorted(
-        min((_price(w, traffic.requests[i], fresh_tokens[i], scenario) for w in cloud), default=0.0)
-        * share
-        for i, share in left.items()
-    )
-    skipped = min(len(prices), int(_MISS_RATIO * len(traffic.requests)))
-    usd = sum(prices[: len(prices) - skipped])
-    count = max(1, len(traffic.requests))
-    return Outcome(
-        name=NAME,
-        slo_attainment=len(reachable) / count,
-        ttft_p50_s=None,
-        ttft_p99_s=None,
-        tpot_p50_s=None,
-        cloud_usd=usd,
-        owned_usd=0.0,
-        cloud_gpu_hours=0.0,
-        completed=len(reachable),
-        rejected=0,
-        residency_violations=0,
-        launches=0,
-        reversals=0,
-        wall_s=0.0,
-        note="a bound, not a run: see docs/simulate.md",
+def build_terms(traffic: Traffic, scenario: Scenario) -> Terms:
+    """Return how the traffic's time is cut and what renting means in it."""
+    cells = min(_CELLS_MAX, max(1, math.ceil(traffic.duration_s / _CELL_S)))
+    return Terms(
+        cell_s=traffic.duration_s / cells,
+        cells=cells,
+        boot_s=find_fast_boot_s(scenario.boot),
+        lease_s=scenario.settings.limits.lease_s_min,
+        ttft_s=scenario.slo.ttft_s,
     )
 
 
-def _build_way(pool: PoolSpec, scenario: Scenario) -> _Way:
-    batch = find_batch(
-        scenario.performance[pool.name], slots=pool.slots, tpot_s_max=scenario.slo.tpot_s
-    )
-    prices = [
-        kind.usd_per_hour * pool.gpus_per_replica / kind.resources[_GPU]
-        for kind in scenario.settings.node_types.values()
-        if kind.site == pool.site and kind.market == pool.market and kind.resources.get(_GPU)
-    ]
-    return _Way(pool, batch, min(prices, default=Decimal(0)))
+def find_fast_boot_s(boot: BootTimes) -> float:
+    """Return the time from a node's request to serving, three standard deviations early."""
+    joined_s = (boot.accepted_s, boot.running_s, boot.reachable_s, boot.joined_s)
+    stages_s = (*joined_s, boot.weights_s + boot.engine_s)
+    return max(0.0, sum(stages_s) - _FAST_SIGMAS * boot.spread * math.hypot(*stages_s))
 
 
-def _count_fresh_tokens(traffic: Traffic) -> list[int]:
-    """Return each request's prompt tokens less those of blocks that any earlier one had."""
-    seen: set[int] = set()
-    found: list[int] = []
-    for request in traffic.requests:
-        known = sum(block in seen for block in request.blocks)
-        seen.update(request.blocks)
-        found.append(max(1, request.prompt_tokens - known * BLOCK_TOKENS))
+def _list_rented(kinds: list[Kind], scenario: Scenario, terms: Terms, *, seed: int) -> list[Rented]:
+    found: list[Rented] = []
+    for number, kind in enumerate(kinds):
+        for pool in kind.pools:
+            holders = [] if pool.owned else _list_holders(pool, scenario)
+            if holders:
+                found.append(_rent(number, pool, holders, scenario, terms, seed=seed))
     return found
 
 
-def _is_reachable(request: TraceRequest, tokens: int, scenario: Scenario) -> bool:
-    """Whether an idle replica of some pool that may answer keeps both promises."""
-    for pool in scenario.model.pools:
-        if request.is_restricted and not pool.owned:
-            continue
-        performance = scenario.performance[pool.name]
-        way_s = 0.0 if pool.owned else scenario.wan_s
-        ttft_s = performance.tpot_base_s + performance.prefill_per_token_s * tokens + way_s
-        if ttft_s <= scenario.slo.ttft_s and performance.tpot_s(1) <= scenario.slo.tpot_s:
-            return True
-    return False
+def _list_holders(pool: PoolSpec, scenario: Scenario) -> list[NodeTypeSettings]:
+    """Return the node types whose GPUs a pool's replicas may take."""
+    return [
+        kind
+        for kind in scenario.settings.node_types.values()
+        if (kind.site, kind.market) == (pool.site, pool.market) and kind.resources.get(_GPU)
+    ]
 
 
-def _work_s(way: _Way, request: TraceRequest, tokens: int, scenario: Scenario) -> float:
-    return find_request_s(
-        scenario.performance[way.pool.name],
-        batch=way.batch,
-        prompt_tokens=tokens,
-        output_tokens=request.output_tokens,
+def _rent(
+    number: int,
+    pool: PoolSpec,
+    holders: list[NodeTypeSettings],
+    scenario: Scenario,
+    terms: Terms,
+    *,
+    seed: int,
+) -> Rented:
+    share = pool.gpus_per_replica
+    until_s = terms.cell_s * terms.cells
+    site = scenario.settings.sites[SiteName(pool.site)]
+    is_spot = pool.market == "spot"
+    spells = [
+        list_sold_out(kind.name, scenario.spot, seed=seed, until_s=until_s + scenario.settle_s)
+        if is_spot
+        else ()
+        for kind in holders
+    ]
+    begins_s = terms.ends_s - terms.cell_s
+    may_ask = tuple(
+        not all(any(b <= begin and end <= e for b, e in one) for one in spells)
+        for begin, end in zip(begins_s, terms.ends_s, strict=True)
+    )
+    usd_per_hour = min(
+        float(kind.usd_per_hour) * share / float(kind.resources[_GPU]) for kind in holders
+    )
+    return Rented(
+        kind=number,
+        usd_per_s=usd_per_hour / _S_PER_HOUR,
+        replicas_max=pool.max_replicas,
+        may_ask=may_ask,
+        lease_s=_expect_lease_s(scenario) if is_spot else terms.lease_s,
+        usd_per_token=price_answer_usd(1.0, usd_per_gb=site.egress_usd_per_gb),
     )
 
 
-def _price(way: _Way, request: TraceRequest, tokens: int, scenario: Scenario) -> float:
-    """Return the money for the whole request on this way."""
-    return _work_s(way, request, tokens, scenario) * float(way.usd_per_hour) / _S_PER_HOUR
+def _expect_lease_s(scenario: Scenario) -> float:
+    """Return how long a node on spot is paid at least, on average: until it is lost, or its lease.
 
-
-def _find_left_over(
-    traffic: Traffic,
-    scenario: Scenario,
-    owned: list[_Way],
-    tokens: list[int],
-    reachable: list[int],
-    capacity: int,
-) -> dict[int, float]:
-    """Return the share of each request that owned replicas can't do in time, where there is one."""
-    slo = scenario.slo
-    queue: list[tuple[float, int]] = []
-    left_s: dict[int, float] = {}
-    whole_s: dict[int, float] = {}
-    late: dict[int, float] = {}
-    now_s = 0.0
-
-    def work_until(until_s: float) -> float:
-        at_s = now_s
-        while queue and at_s < until_s:
-            deadline_s, index = queue[0]
-            if deadline_s <= at_s + _EPSILON_S or left_s[index] <= _EPSILON_S:
-                heapq.heappop(queue)
-                share = left_s.pop(index) / whole_s[index]
-                if share > _EPSILON_S:
-                    late[index] = share
-                continue
-            if capacity == 0:
-                at_s = min(until_s, deadline_s)
-                continue
-            spent_s = min(until_s, deadline_s, at_s + left_s[index] / capacity) - at_s
-            left_s[index] -= spent_s * capacity
-            at_s += spent_s
-        return until_s
-
-    for index in reachable:
-        request = traffic.requests[index]
-        now_s = work_until(request.arrival_s)
-        works = [_work_s(way, request, tokens[index], scenario) for way in owned]
-        whole_s[index] = left_s[index] = min(works, default=1.0)
-        patience_s = slo.ttft_s + slo.tpot_s * request.output_tokens
-        heapq.heappush(queue, (request.arrival_s + patience_s, index))
-    work_until(float("inf"))
-    return late
+    It can't be lost before it has joined, here taken as 0 s: a little low.
+    """
+    lease_s, per_s = scenario.settings.limits.lease_s_min, scenario.spot.losses_per_hour
+    per_s /= _S_PER_HOUR
+    return (1 - math.exp(-per_s * lease_s)) / per_s if per_s > 0 else lease_s

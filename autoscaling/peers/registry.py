@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from autoscaling.brain_loop import build_policy
-from autoscaling.peers import oracle
 from autoscaling.peers.queue_hpa import QueueHpa
 from autoscaling.peers.sizing import build_sizing
 from autoscaling.peers.skyserve import SkyServe
@@ -31,6 +30,19 @@ def _build_ray_default(_traffic: Traffic, _scenario: Scenario) -> Policy:
     return RayDefault()
 
 
+def _bound_cost(traffic: Traffic, scenario: Scenario, *, seed: int) -> Outcome:
+    try:
+        from autoscaling.peers.oracle import bound_cost  # noqa: PLC0415 - SciPy, only if asked
+    except ImportError as exc:
+        raise ConfigError(
+            f"--policy oracle must be able to import SciPy; got: {exc}. "
+            "Install the extra `simulate`."
+        ) from exc
+    return bound_cost(traffic, scenario, seed=seed)
+
+
+_ORACLE = "oracle"
+
 _BUILDERS: Mapping[str, Callable[[Traffic, Scenario], Policy]] = {
     "tidegate": lambda _, scenario: TidegatePolicy(build_policy(scenario.settings.burst)),
     "ray-default": _build_ray_default,
@@ -42,7 +54,7 @@ _BUILDERS: Mapping[str, Callable[[Traffic, Scenario], Policy]] = {
     "all-cloud": lambda traffic, scenario: AllCloud(build_sizing(traffic, scenario)),
 }
 
-POLICY_NAMES = (*_BUILDERS, oracle.NAME)
+POLICY_NAMES = (*_BUILDERS, _ORACLE)
 
 
 def run_policy(
@@ -62,8 +74,8 @@ def run_policy(
     Raises:
         ConfigError: there is no policy of this name, or Ray isn't installed for the one that is it.
     """
-    if name == oracle.NAME:
-        return oracle.bound_cost(traffic, scenario)
+    if name == _ORACLE:
+        return _bound_cost(traffic, scenario, seed=seed)
     if name not in _BUILDERS:
         raise ConfigError(f"--policy must be one of {', '.join(POLICY_NAMES)}; got {name!r}.")
     policy = _BUILDERS[name](traffic, scenario)
