@@ -22,7 +22,7 @@ from hypothesis import settings
 from cluster.ledger import Intent, Ledger
 from cluster.model import NodeId, NodeRecord, NodeTypeName, SiteName
 from cluster.owner import open_owner
-from cluster.processes import KEEP_MARKS_READABLE, MARK_CLUSTER, end_marked, list_marked
+from cluster.processes import KEEP_MARKS_READABLE, MARK_CLUSTER, MARK_NODE, end_marked, list_marked
 from deployments.signals import Blackboard
 
 _ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ settings.register_profile("tidegate", max_examples=50, deadline=None, derandomiz
 settings.register_profile("few-examples", max_examples=2, deadline=None, derandomize=True)
 settings.load_profile("tidegate")
 
-_HEAD_STARTS_MAX = 3
+_STARTS_MAX = 3
 _NODE = {"node_config": {}, "min_workers": 0}
 _CONTENT: dict[str, Any] = {
     "cluster_name": "tidegate-test",
@@ -153,7 +153,7 @@ class LiveHead:
             **KEEP_MARKS_READABLE,
         }
         self._remember_head()
-        for _ in range(_HEAD_STARTS_MAX - 1):
+        for _ in range(_STARTS_MAX - 1):
             # Ray gives its node half a minute and no option; a busy machine may need another try.
             try:
                 return self._start_head()
@@ -175,14 +175,28 @@ class LiveHead:
 
     def join(self, site: str, *, gpus: int, environment: dict[str, str] | None = None) -> None:
         """Add a real node of a site, which the autoscaler doesn't manage."""
-        labels = {"RAY_OVERRIDE_LABELS": json.dumps({"site": site})}
-        unmanaged = {"RAY_CLOUD_INSTANCE_ID": "", "RAY_NODE_TYPE_NAME": ""}
+        node = {
+            MARK_NODE: f"{self.mark}-{secrets.token_hex(4)}",
+            "RAY_OVERRIDE_LABELS": json.dumps({"site": site}),
+            "RAY_CLOUD_INSTANCE_ID": "",
+            "RAY_NODE_TYPE_NAME": "",
+            **(environment or {}),
+        }
+        for _ in range(_STARTS_MAX - 1):
+            # As with the head: a busy machine may need another try.
+            try:
+                return self._join(node, gpus=gpus)
+            except AssertionError:
+                end_marked(MARK_NODE, node[MARK_NODE], grace_s=1)
+        return self._join(node, gpus=gpus)
+
+    def _join(self, node: dict[str, str], *, gpus: int) -> None:
         self.run(
             *("ray", "start", f"--address={self.address}", "--num-cpus=1", f"--num-gpus={gpus}"),
             *("--min-worker-port=0", "--max-worker-port=0"),
             *(f"--dashboard-agent-listen-port={_find_free_port()}",),
             *("--object-store-memory=100000000", "--disable-usage-stats"),
-            environment=labels | unmanaged | (environment or {}),
+            environment=node,
         )
 
     def start_autoscaler(self) -> None:
