@@ -42,6 +42,7 @@ from autoscaling.stability import (
     lower_pool,
     observe_pool,
     raise_pool,
+    restart_clocks,
 )
 
 
@@ -144,6 +145,9 @@ def _decide_model(
     if model.doubt is not None:
         reason = Reason("doubt", model.app, f"all numbers are held: {model.doubt}")
         return _Outcome(forget_clocks(memory), reasons=(reason,))
+    looked_s = memory.learned.looked_s
+    if looked_s is not None and not 0 <= now_s - looked_s <= policy.signals_stale_s:
+        memory = restart_clocks(memory, now_s=now_s)
     memory = replace(memory, learned=model.learned)
     case, adopted = _observe(_Case(model, memory, now_s, policy))
     case = replace(case, burst=look_ahead(model, _list_capacities(case), policy))

@@ -118,3 +118,20 @@ def forget_clocks(memory: ModelMemory) -> ModelMemory:
         for name, pool in memory.pools.items()
     }
     return ModelMemory(pools=pools, has_answered=memory.has_answered, learned=memory.learned)
+
+
+def restart_clocks(memory: ModelMemory, *, now_s: float) -> ModelMemory:
+    """Return the memory after a pause or a step of the clock, when time that passed isn't known.
+
+    As after a blind spell; starts are awaited anew too, and no lease begins in the future.
+    """
+    memory = forget_clocks(memory)
+    pools = {
+        name: replace(
+            pool,
+            starting_since_s=None,
+            leases_s=tuple(min(since_s, now_s) for since_s in pool.leases_s),
+        )
+        for name, pool in memory.pools.items()
+    }
+    return replace(memory, pools=pools)
