@@ -24,7 +24,7 @@ from cluster.model import Market
 _S_PER_HOUR = 3600.0
 # What EC2 gives a spot instance between its notice and its end.
 _SPOT_NOTICE_S = 120.0
-_LATE_RATIO_MAX = 0.01
+_LATE_RATIO_MAX = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,9 @@ class Terms:
 def leave_room(rps: float, *, ttft_s_max: float) -> float:
     """Return the rate at which hardly one request in a hundred waits longer than promised.
 
-    In a queue with one line, P(wait > t) is at most exp(-(capacity - rate) x t), so the room to
-    leave is ln(100) / t requests a second however large the capacity is; never more than half.
+    In a queue with one line, P(wait > t) = P(wait > 0) x exp(-(capacity - rate) x t). At such loads
+    about a fifth wait at all, so the second factor may be one in twenty: the room to leave is
+    ln(20) / t requests a second however large the capacity is; never more than half.
     """
     return max(rps / 2, rps + math.log(_LATE_RATIO_MAX) / ttft_s_max) if rps > 0 else 0.0
 

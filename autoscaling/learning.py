@@ -4,9 +4,9 @@ Gateways report counters that only grow; their differences are collected into bi
 `history.BIN_S`. Lengths are means that forget with a half-life of ten minutes. A pool's speed is
 the ratio of what is seen to what the GPU table expects: of the requests finished a second while all
 slots are taken and some wait, which is what its capacity really is; else of the pace per token,
-where that is off by more than half. It stays within a quarter and four times, and each bin moves it
-by a fifth, so that no odd bin decides alone. Pure; memory is a value in and
-a value out.
+where that is off by more than half. It stays within a quarter and four times, and a bin moves it by
+half the way in the first case and a fifth in the second, so that no odd bin decides alone. Pure;
+memory is a value in and a value out.
 """
 
 import math
@@ -22,26 +22,42 @@ from deployments.signals import GatewaySignals, ModelSignal, PoolSignal, Served
 _HALF_LIFE_S = 600.0
 _REQUESTS_MIN = 20.0
 _TOKENS_MIN = 200
+_STRETCH_MAX = 4.0
 _SPEED_WEIGHT = 0.2
+_FULL_WEIGHT = 0.5
 _SHORT = 0.9
+_SAME = 0.05
 _PACE_NEAR = 1.5
 _SPEED_MIN, _SPEED_MAX = 0.25, 4.0
 
 
 @dataclass(frozen=True, slots=True)
 class LengthSums:
-    """Requests and tokens, each halved every `_HALF_LIFE_S`."""
+    """Requests, their tokens and their time, each halved every `_HALF_LIFE_S`.
+
+    `hold_s` is how long the answered ones held slots, `streams_s` how long slots were held at all.
+    """
 
     requests: float = 0.0
     prompt_tokens: float = 0.0
     output_tokens: float = 0.0
+    hold_s: float = 0.0
+    streams_s: float = 0.0
 
     @property
     def mean(self) -> Lengths | None:
-        """The mean request; None before enough were answered."""
+        """The mean request; None before enough were answered.
+
+        Short answers end first, so at the beginning those answered are too short a sample. Time
+        held by all over time held by the answered stretches it: for lengths without memory that
+        is the estimate of highest likelihood.
+        """
         if self.requests < _REQUESTS_MIN:
             return None
-        return Lengths(self.prompt_tokens / self.requests, self.output_tokens / self.requests)
+        stretch = self.streams_s / self.hold_s if self.hold_s > 0 else 1.0
+        stretch = min(_STRETCH_MAX, max(1.0, stretch))
+        prompt_tokens = self.prompt_tokens / self.requests
+        return Lengths(prompt_tokens, stretch * self.output_tokens / self.requests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +66,8 @@ class PoolSpeed:
 
     `rps` is what one replica without a row of the table was seen to finish a second. `streams_s`,
     `replicas_s` and `short_s` add up, in a bin, streams, replicas and the time in which requests
-    waited that it may answer; `full_s` is how long bins have been short all the time.
+    waited that it may answer; `full_s` is how long bins have been short all the time with the
+    same replicas, of which the last bin had `replicas_s_before`.
     """
 
     ratio: float = 1.0
@@ -59,6 +76,7 @@ class PoolSpeed:
     replicas_s: float = 0.0
     short_s: float = 0.0
     full_s: float = 0.0
+    replicas_s_before: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +177,9 @@ def _close_bin(
     tpot_s_max = min((model.tpot_s_max for _, model in parts), default=math.inf)
     lengths = learned.lengths
     if is_whole:
-        for new in fresh.values():
-            lengths = _lengthen(lengths, new)
+        for name, new in fresh.items():
+            known = learned.speeds.get(name, PoolSpeed())
+            lengths = _lengthen(lengths, new, streams_s=known.streams_s)
         lengths = _fade(lengths)
     speeds: dict[str, PoolSpeed] = {}
     for name, pool in pools.items():
@@ -179,12 +198,14 @@ def _learn_speed(
     """Return a pool's speed after a bin, with nothing added up any more."""
     lengths, performance = sums.mean, find_performance(pool)
     ratio, rps = speed.ratio, speed.rps
-    full_s = speed.full_s + BIN_S if speed.short_s >= _SHORT * BIN_S else 0.0
+    is_same = math.isclose(speed.replicas_s, speed.replicas_s_before, rel_tol=_SAME)
+    is_full = speed.short_s >= _SHORT * BIN_S and speed.replicas_s > 0 and is_same
+    full_s = speed.full_s + BIN_S if is_full else 0.0
     # What finishes shows the capacity once all that was begun before has left.
     has_settled = full_s > 0 and new.requests > 0 and speed.full_s >= new.hold_s / new.requests
-    full_rps = new.requests / speed.replicas_s if has_settled and speed.replicas_s > 0 else None
+    full_rps = new.requests / speed.replicas_s if has_settled else None
     if full_rps:
-        rps = full_rps if rps is None else rps + _SPEED_WEIGHT * (full_rps - rps)
+        rps = full_rps if rps is None else rps + _FULL_WEIGHT * (full_rps - rps)
     elif rps is None and new.requests >= _REQUESTS_MIN and new.hold_s > 0:
         # Slots by how long one is held: right only for a full replica, and corrected by one.
         rps = pool.slots_per_replica * new.requests / new.hold_s
@@ -196,13 +217,13 @@ def _learn_speed(
                 slots=pool.slots_per_replica,
                 tpot_s_max=tpot_s_max,
             )
-            ratio = _approach(ratio, full_rps / expected)
+            ratio = _approach(ratio, full_rps / expected, weight=_FULL_WEIGHT)
         elif new.decode_tokens >= _TOKENS_MIN and new.decode_s > 0:
             batch = max(1.0, speed.streams_s / speed.replicas_s)
             pace_s = find_pace_s(performance, lengths, batch=batch)
             found = pace_s * new.decode_tokens / new.decode_s
             ratio = _approach(ratio, 1.0 if _is_near(found) else found)
-    return PoolSpeed(ratio=ratio, rps=rps, full_s=full_s)
+    return PoolSpeed(ratio, rps, full_s=full_s, replicas_s_before=speed.replicas_s)
 
 
 def _is_near(found: float) -> bool:
@@ -210,22 +231,30 @@ def _is_near(found: float) -> bool:
     return 1 / _PACE_NEAR <= found <= _PACE_NEAR
 
 
-def _approach(ratio: float, found: float) -> float:
+def _approach(ratio: float, found: float, *, weight: float = _SPEED_WEIGHT) -> float:
     found = min(_SPEED_MAX, max(_SPEED_MIN, found))
-    return ratio + _SPEED_WEIGHT * (found - ratio)
+    return ratio + weight * (found - ratio)
 
 
-def _lengthen(sums: LengthSums, new: Served) -> LengthSums:
+def _lengthen(sums: LengthSums, new: Served, *, streams_s: float) -> LengthSums:
     return LengthSums(
         sums.requests + new.requests,
         sums.prompt_tokens + new.prompt_tokens,
         sums.output_tokens + new.output_tokens,
+        sums.hold_s + new.hold_s,
+        sums.streams_s + streams_s,
     )
 
 
 def _fade(sums: LengthSums) -> LengthSums:
     share = 0.5 ** (BIN_S / _HALF_LIFE_S)
-    return LengthSums(sums.requests * share, sums.prompt_tokens * share, sums.output_tokens * share)
+    return LengthSums(
+        sums.requests * share,
+        sums.prompt_tokens * share,
+        sums.output_tokens * share,
+        sums.hold_s * share,
+        sums.streams_s * share,
+    )
 
 
 def _subtract(now: Served, before: Served | None) -> Served:
