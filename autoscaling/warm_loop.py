@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from autoscaling.owned_places import Key
 from autoscaling.warm import WarmDemand, WarmRules, decide_warm
 from deployments.signals import GatewaySignals
-from deployments.warm_board import WarmBoard, WarmReport
+from deployments.warm_board import WarmBoard, WarmOrders, WarmReport
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class WarmLoop:
         reports = self._list_reports(now_s)
         if not reports:
             return {}
-        orders = self._board.get_orders()
+        orders = self._read_orders(reports, now_s)
         found = decide_warm(reports, list_demands(signals), orders, now_s=now_s, rules=_RULES)
         if found.orders != orders:
             self._board.put_orders(found.orders)
@@ -46,6 +46,25 @@ class WarmLoop:
             if (holder := found.away.get(report.replica_id)) is not None:
                 away.setdefault((report.app, report.pool), []).append(holder)
         return away
+
+    def _read_orders(self, reports: Sequence[WarmReport], now_s: float) -> WarmOrders:
+        """Return the orders on the board; without any that can be right, what holds by itself.
+
+        The board may have lost them, or what is on it can't be read: whoever has memory keeps it,
+        under a number that nobody has heard yet.
+        """
+        heard = max(report.order for report in reports)
+        try:
+            orders = self._board.get_orders()
+        except ValueError as exc:
+            _log.warning("the orders on the board can't be read, written anew: %s", exc)
+            orders = WarmOrders(-1)
+        if orders.number >= heard:
+            return orders
+        awake = {r.replica_id: now_s for r in reports if r.state not in ("waits", "asleep")}
+        orders = WarmOrders(heard + 1, awake)
+        self._board.put_orders(orders)
+        return orders
 
     def _list_reports(self, now_s: float) -> list[WarmReport]:
         fresh: list[WarmReport] = []

@@ -137,10 +137,15 @@ class WarmReplica:
             await engine.sleep()
             logger.info("asleep, %s free", ", ".join(self._report.gpus))
 
-    async def hear(self) -> bool:
-        """Say where it stands, and return whether it may be awake."""
+    async def hear(self) -> bool | None:
+        """Say where it stands, and return whether it may be awake; None = no word that counts.
+
+        Orders older than those it obeys are none: the board has lost the newer ones.
+        """
         orders = await asyncio.to_thread(self._exchange)
-        self._order = max(self._order, orders.number)
+        if orders.number < self._order:
+            return None
+        self._order = orders.number
         return self._report.replica_id in orders.awake
 
     def _exchange(self) -> WarmOrders:

@@ -71,6 +71,23 @@ def test_orders_survive_the_process_that_wrote_them(board: WarmBoard) -> None:
     assert board.get_orders().awake == {}
 
 
+@pytest.mark.parametrize("lost", [None, b"{}}"])
+def test_lost_orders_are_written_anew_and_who_is_awake_stays(lost: bytes | None) -> None:
+    """Both obeyed order 57; b waits, and wakes only after a has heard a higher number."""
+    memory = Memory()
+    if lost is not None:
+        memory.values[b"warm-orders"] = lost
+    board = WarmBoard(memory)
+    board.put_report(report("a", state="awake", order=57, live=1))
+    board.put_report(report("b", order=57))
+    WarmLoop(board).tick([signals(b=1)], now_s=100.0)
+    assert (board.get_orders().number, board.get_orders().awake) == (58, {"a-1": 100.0})
+    board.put_report(report("a", order=57))
+    WarmLoop(board).tick([signals(b=1)], now_s=104.0)
+    WarmLoop(board).tick([signals(b=1)], now_s=105.0)
+    assert "b-1" not in board.get_orders().awake
+
+
 def test_a_replica_that_fell_silent_is_forgotten_and_its_gpu_free(board: WarmBoard) -> None:
     board.put_report(report("a", state="awake", at_s=39.0))
     WarmLoop(board).tick([signals(b=1)], now_s=100.0)

@@ -62,7 +62,9 @@ class Bench:
     async def step(self, *, after_s: float = 0.0) -> str:
         """Hear and obey once, say so, and return what the board says then."""
         self.now_s += after_s
-        await self.replica.obey(may=await self.replica.hear())
+        may = await self.replica.hear()
+        assert may is not None
+        await self.replica.obey(may=may)
         await self.replica.hear()
         (report,) = self.board.list_reports()
         assert report.order == self._number
@@ -151,6 +153,15 @@ async def test_asleep_it_refuses_requests_and_still_tells_how_it_is(bench: Bench
 async def test_without_a_board_that_can_be_read_nothing_changes(bench: Bench) -> None:
     bench.memory.values[b"warm-orders"] = b"{}}"
     assert await bench.replica._try_to_hear() is None
+    assert bench.replica.is_awake
+
+
+async def test_orders_older_than_those_it_obeys_do_not_count(bench: Bench) -> None:
+    """The board lost them all: what is awake stays so until newer ones come."""
+    bench.order("r1")
+    assert await bench.step() == "awake"
+    bench.memory.values.pop(b"warm-orders")
+    assert await bench.replica.hear() is None
     assert bench.replica.is_awake
 
 
