@@ -44,7 +44,11 @@ def start_serving(
     cluster_file: Path | None = None,
     serve_file: Path | None = None,
 ) -> Served:
-    """Return a ready `tidegate serve`; on failure show its log."""
+    """Return a ready `tidegate serve`; on failure show its log.
+
+    Clusters of several modules may run at once, so each has an offset of its own: hundreds, no two
+    of them 500 apart, because a cluster's `serve` and `proxy_fallback` are.
+    """
     files = [cluster_file] if cluster_file else []
     files += ["--serve-file", serve_file] if serve_file else []
     process = subprocess.Popen(

@@ -36,7 +36,7 @@ from tests.e2e.served import TIDEGATE, Served, kill, start_serving
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-OFFSET = 3900
+OFFSET = 4200
 MODEL = "llama-3.1-8b-emulated"
 CLOUD_POOL = "cloud-cpu-on_demand"
 TOKENS = 40

@@ -32,7 +32,7 @@ from tests.e2e.steady_load import SteadyLoad
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-OFFSET = 3700
+OFFSET = 4100
 MODEL = "llama-3.1-8b-emulated"
 GATEWAY = "ray::ServeReplica:gateway:Gateway"
 LONG_TOKENS = 1300  # 0.1 s each and a little more: longer than 120 s

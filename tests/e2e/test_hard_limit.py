@@ -29,7 +29,7 @@ from tests.e2e.steady_load import SteadyLoad
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-OFFSET = 3800
+OFFSET = 3300
 MODEL = "llama-3.1-8b-emulated"
 # Two nodes at home and one rented have 24 slots; 32 streams at a time need a second rented one.
 STREAMS = 32

@@ -25,7 +25,7 @@ from tests.e2e.served import Served, kill, start_serving
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-OFFSET = 3600
+OFFSET = 4300
 BACK_S_MAX = 120.0
 
 
