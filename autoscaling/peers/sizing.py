@@ -5,6 +5,7 @@ costing its prefill and its share of the batch's steps. The mean lengths are the
 peers are sized as well as they can be.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -80,7 +81,7 @@ def fill_with_rate(
         if pool.spec.market not in markets or left_rps <= 0:
             continue
         rate = Decimal(str(sizing.replica_rps[pool.spec.name]))
-        needed = int(-(-left_rps // rate))
+        needed = math.ceil(left_rps / rate)
         wished[pool.spec.name] = min(pool.spec.max_replicas, needed)
         left_rps -= rate * wished[pool.spec.name]
     return wished

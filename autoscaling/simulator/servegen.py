@@ -6,6 +6,7 @@ distributions, clients weighted equally, or from a lognormal where no archive is
 """
 
 import ast
+import functools
 import itertools
 import json
 import tarfile
@@ -129,6 +130,7 @@ def _fill_missing(rates: Sequence[float]) -> list[float]:
     return found
 
 
+@functools.lru_cache(maxsize=2)
 def _read_lengths(path: Path) -> tuple[Lengths, Lengths]:
     """Return the prompt and the answer lengths in an archive of `chunk-*-dataset.json` files."""
     totals: dict[str, dict[int, float]] = {"input_tokens": {}, "output_tokens": {}}
