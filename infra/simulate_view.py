@@ -102,7 +102,8 @@ def render_policy_table(title: str, rows: Iterable[Mapping[str, Any]]) -> Table:
     table = Table(
         title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left"
     )
-    table.add_column("policy", no_wrap=True)
+    # In a narrow window names are folded, figures never cut.
+    table.add_column("policy", overflow="fold")
     names = ["SLO\nmet", "TTFT\np50 s", "TTFT\np99 s", "cloud\n$"]
     names += ["owned\n$"] if is_owned_priced else []
     for name in (*names, "re-\nfused", "failed", "laun-\nches", "turns"):
@@ -112,7 +113,7 @@ def render_policy_table(title: str, rows: Iterable[Mapping[str, Any]]) -> Table:
         table.add_row(
             row["name"],
             f"{row['slo_attainment']:.1%}",
-            _say(row["ttft_p50_s"], 3),
+            _say(row["ttft_p50_s"], 2),
             _say(row["ttft_p99_s"], 2),
             f"{row['cloud_usd']:.2f}",
             *owned,

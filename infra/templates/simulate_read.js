@@ -244,24 +244,27 @@ function drawTradeoff() {
   }
   node.append(svg("text", { x: (box.left + box.right) / 2, y: height - 3, "text-anchor": "middle",
     class: "name" }, "cloud $"));
+  const dots = svg("g", {});
+  node.append(dots);
   const placed = [];
-  for (const policy of [...data.policies].sort((a, b) => b.slo_attainment - a.slo_attainment)) {
+  const isShown = (policy) => policy.name === state.policy?.name;
+  const order = [...data.policies].sort((a, b) => isShown(b) - isShown(a));
+  for (const policy of order) {
     const px = x(policy.cloud_usd);
     const py = y(policy.slo_attainment);
-    const isOurs = policy === state.policy || policy.name === state.policy?.name;
     const isLeft = px > box.left + (box.right - box.left) * 0.55;
     const long = policy.name.length * 6.4;
-    let ty = py + 4;
     const from = isLeft ? px - 9 - long : px + 9;
-    while (placed.some((one) => Math.abs(one.y - ty) < 12 && from < one.to && one.from < from + long)) {
-      ty += 12;
-    }
+    const isFree = (ty) => ty > box.top && ty < box.bottom && !placed.some((one) =>
+      Math.abs(one.y - ty) < 12 && from < one.to && one.from < from + long);
+    const ty = [py + 4, py - 8, py + 16].find(isFree);
+    dots.append(svg("circle", { class: "dot", cx: px, cy: py, r: isShown(policy) ? 6 : 5,
+      fill: isShown(policy) ? "var(--accent)" : "var(--ink-3)" }, svg("title", {}, policy.name)));
+    placed.push({ y: py + 4, from: px - 6, to: px + 6 });
+    if (ty === undefined) continue;
     placed.push({ y: ty, from, to: from + long });
-    node.append(
-      svg("circle", { class: "dot", cx: px, cy: py, r: isOurs ? 6 : 5,
-        fill: isOurs ? "var(--accent)" : "var(--ink-3)" }),
-      svg("text", { x: isLeft ? px - 9 : px + 9, y: ty, "text-anchor": isLeft ? "end" : "start",
-        class: isOurs ? "strong" : "name" }, policy.name));
+    node.append(svg("text", { x: isLeft ? px - 9 : px + 9, y: ty, "text-anchor":
+      isLeft ? "end" : "start", class: isShown(policy) ? "strong" : "name" }, policy.name));
   }
   figure.replaceChildren(el("figcaption", {}, el("b", {}, "SLO met against cloud $")), node);
 }

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.errors import ConfigError
+from infra import simulate_choice
 from infra.cli import app
 from infra.simulate_choice import PARTS, USUAL_POLICIES, choose_variants
 from infra.simulated_files import Choices, read_scenario
@@ -86,6 +87,18 @@ def test_a_trace_of_our_own_format_is_replayed_and_shown_as_a_table(tmp_path: Pa
 def test_without_a_wish_the_policies_a_buyer_asks_for_are_run() -> None:
     variants = choose_variants(read_scenario(Choices()), [], [], None)
     assert [variant.label for variant in variants] == list(USUAL_POLICIES)
+
+
+def test_a_policy_whose_library_is_missing_is_left_out_or_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(simulate_choice._NEEDS, "all-cloud", ("no_such_library", "`x`"))
+    scenario = read_scenario(Choices())
+    labels = [variant.label for variant in choose_variants(scenario, [], [], None)]
+    assert labels == [name for name in USUAL_POLICIES if name != "all-cloud"]
+    assert "all-cloud is left out: no_such_library isn't installed" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="--policy all-cloud must be left out: no_such_library"):
+        choose_variants(scenario, ["all-cloud"], [], None)
 
 
 def test_a_part_of_the_brain_switched_off_is_a_row_beside_the_whole_one() -> None:

@@ -26,7 +26,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report on five minutes with a rise that owned GPUs can't take, of two policies."""
     path = tmp_path_factory.mktemp("report") / "report.html"
     command = ["simulate", "spike", "--load", "18", "--hours", "0.15", "--report", str(path)]
-    command += ["--policy", "tidegate", "--policy", "static-peak"]
+    command += ["--policy", "tidegate", "--policy", "static-peak", "--policy", "oracle"]
     found = CliRunner().invoke(app, command, catch_exceptions=False)
     assert found.exit_code == 0
     return path
@@ -59,7 +59,7 @@ def test_the_page_needs_nothing_from_anywhere(page: Path) -> None:
 
 def test_figures_stand_in_the_page_without_its_script(page: Path) -> None:
     text = page.read_text()
-    for policy in ("tidegate", "static-peak"):
+    for policy in ("tidegate", "static-peak", "oracle"):
         assert f">{policy}<" in text
     assert "tidegate kept the promise for" in text
 
