@@ -51,14 +51,14 @@ lab-long: setup ## the lab's tests of many minutes: long WAN cuts, repeats (root
 
 test: setup ## all tests, real Ray and one real vLLM engine included; ARGS="-k words" for some
 ifeq ($(ARGS),)
-	@$(call run-tests,not ray and not vllm and not lab,-n auto -q)
+	@$(call run-tests,not ray and not vllm and not lab,-n auto --dist worksteal -q)
 	@$(call run-tests,$(CLUSTERS),-n 3 --dist loadscope -v --durations=25)
 else
 	@$(BIN)/pytest $(ARGS)
 endif
 
 unit: setup ## the quick tests: no Ray, no engine, no sshd, PostgreSQL or moto
-	@$(BIN)/pytest -m "not ray and not vllm and not lab and not daemon" -n auto -q $(ARGS)
+	@$(BIN)/pytest -m "not ray and not vllm and not lab and not daemon" -n auto --dist worksteal -q $(ARGS)
 
 check: setup ## lint, format, types, import contracts
 	@$(BIN)/ruff check .
