@@ -140,7 +140,7 @@ def look_ahead(
         return_s=return_s,
         late_ratio_max=_PLANNED_SHARE * (1 - model.attainment_min),
         is_blind="forecast" in policy.ablated,
-        queued=model.waiting_may_burst,
+        queued=_count_queued(model, owned, policy),
     )
     terms = Terms(
         usd_per_late_request=model.usd_per_late_request,
@@ -148,6 +148,18 @@ def look_ahead(
         is_any_worth="break-even" in policy.ablated,
     )
     return Burst(outlook, terms, rps, rented, policy, model.ttft_s_max)
+
+
+def _count_queued(model: ModelView, owned: Sequence[Capacity], policy: BurstPolicy) -> int:
+    """Return how many of those that may leave wait for no owned slot, free now or to come."""
+    free = 0
+    for one in owned:
+        use = one.pool.kv_use_ratio
+        is_full = use is not None and use >= policy.kv_use_ratio_up
+        running = 0 if is_full else one.replicas * one.pool.slots - one.pool.streams
+        free += max(0, running) + one.more_max * one.pool.slots
+    must_stay = model.waiting - model.waiting_may_burst
+    return max(0, model.waiting_may_burst - max(0, free - must_stay))
 
 
 def _find_rps(pools: Sequence[PoolView]) -> dict[str, float] | None:

@@ -346,6 +346,7 @@ def _raise(case: _Case, *, owned: _Shortage, burst: _Shortage) -> _Outcome | Non
         if case.burst is None:
             case = _grow(case, case.side(owned=False), burst, commands, reasons)
         else:
+            case = _fill_owned(case, commands, reasons)
             case = _rent(case, case.burst, burst.worth, commands, reasons)
     if not commands:
         return None
@@ -385,6 +386,20 @@ def _grow(
         left -= more * pool.slots
         if left <= 0:
             break
+    return case
+
+
+def _fill_owned(case: _Case, commands: list[Command], reasons: list[Reason]) -> _Case:
+    """Return the case with all owned replicas that can be had: what is rented comes after them."""
+    for pool in case.side(owned=True):
+        known = case.known(pool)
+        if known.planned >= pool.replicas_max or not _can_grow(case, pool):
+            continue
+        commands.append(SetReplicas(case.model.app, pool.name, known.planned, pool.replicas_max))
+        text = f"{known.planned} to {pool.replicas_max} replicas: owned before rented"
+        reasons.append(case.reason("raise", text, pool))
+        filled = raise_pool(known, planned=pool.replicas_max, now_s=case.now_s)
+        case = case.remember(pool, filled)
     return case
 
 

@@ -93,7 +93,25 @@ def states(
         burst_short_since_s=draw(_CLOCKS),
         has_answered=draw(st.booleans()),
     )
-    return Snapshot(NOW_S, (model,), {app: memory} if draw(st.integers(0, 3)) else {})
+    snapshot = Snapshot(NOW_S, (model,), {app: memory} if draw(st.integers(0, 3)) else {})
+    return _calm_down(snapshot) if draw(st.booleans()) else snapshot
+
+
+def _calm_down(snapshot: Snapshot) -> Snapshot:
+    """The same with all replicas there, nobody waiting, and slack for longer than any delay."""
+    (model,) = snapshot.models
+    known = {
+        pool.name: PoolMemory(
+            pool.observed, pool.observed, slack_since_s=NOW_S - 25, closing_since_s=NOW_S - 5
+        )
+        for pool in model.pools
+    }
+    quiet = tuple(
+        replace(pool, kv_use_ratio=None, replicas_max=max(pool.observed, pool.replicas_max))
+        for pool in model.pools
+    )
+    calm = replace(model, pools=quiet, waiting=0, waiting_may_burst=0)
+    return replace(snapshot, models=(calm,), memory={model.app: ModelMemory(known)})
 
 
 def with_more(snapshot: Snapshot, *, stay: int, leave: int) -> Snapshot:

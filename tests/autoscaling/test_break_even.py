@@ -7,6 +7,7 @@ from decimal import Decimal
 import pytest
 
 from autoscaling.break_even import (
+    _LATE_RATIO_MAX,
     Offering,
     Terms,
     choose_more,
@@ -153,10 +154,29 @@ def test_without_the_comparison_any_late_request_is_worth_a_node() -> None:
     assert len(more) == 1
 
 
-def test_the_room_left_keeps_all_but_one_in_a_hundred_within_the_promise() -> None:
-    """exp(-room x 2 s) = 1/100 at ln(100) / 2 = 2.3 a second, however large the capacity is."""
+def test_the_room_left_is_the_same_however_large_the_capacity_is() -> None:
+    """exp(-room x 2 s) = 1/20 of those that wait: ln(20) / 2 = 1.5 a second."""
     for rps in (10.0, 1000.0):
-        assert rps - leave_room(rps, ttft_s_max=2.0) == pytest.approx(math.log(100) / 2)
+        assert rps - leave_room(rps, ttft_s_max=2.0) == pytest.approx(
+            -math.log(_LATE_RATIO_MAX) / 2
+        )
+
+
+def test_those_queued_that_still_wait_when_it_comes_are_spared_too() -> None:
+    """150 wait; 2 a second are begun for the 40 s until it is there: 70 are left, it begins 60.
+
+    With those over, 60 in its lease, that is 120; where only 100 wait, 20 are left.
+    """
+    for queued, spared in ((150, 120), (100, 80), (80, 60)):
+        look = replace(endless(1), queued=queued)
+        assert judge_more(look, CLOUD, have_rps=0, terms=TERMS).spared == pytest.approx(spared)
+
+
+def test_what_a_site_charges_for_answers_is_part_of_the_cost() -> None:
+    """60 requests at $0.002 on the way home."""
+    far = replace(CLOUD, usd_per_request=0.002)
+    worth = judge_more(endless(3), far, have_rps=0, terms=TERMS)
+    assert worth.usd_cost == pytest.approx(0.10 + 60 * 0.002)
 
 
 def test_no_more_than_half_of_a_capacity_is_left_free() -> None:

@@ -148,7 +148,7 @@ def test_the_states_cover_renting_lowering_and_holding() -> None:
     """The laws above would hold of a brain that never moves: this one does in these states."""
     codes: set[str] = set()
 
-    @settings(max_examples=120)
+    @settings(max_examples=60)
     @given(states())
     def look(snapshot: Snapshot) -> None:
         for reason in decide_replicas(snapshot, POLICY).reasons:

@@ -6,6 +6,7 @@ import pytest
 
 from autoscaling.capacity import Lengths, find_pace_s, find_rps
 from autoscaling.learning import (
+    _FULL_WEIGHT,
     Learned,
     LengthSums,
     PoolSpeed,
@@ -102,7 +103,7 @@ def test_without_a_row_slots_by_the_time_one_is_held_tell_the_speed() -> None:
 
 
 def test_without_a_row_a_full_pool_corrects_the_first_guess() -> None:
-    """20 finished in 10 s of one full replica are 2 a second; then 40: a fifth of the way to 4."""
+    """20 finished in 10 s of one full replica are 2 a second; then 40: half of the way to 4."""
     learned = teach(PLAIN, bins=2, streams=10, waiting=5)
     assert learned.speeds["onprem"].rps == pytest.approx(2.0)
     faster = replace(times(BATCH, 2), hold_s=200.0)
@@ -114,11 +115,11 @@ def test_without_a_row_a_full_pool_corrects_the_first_guess() -> None:
         batch=faster,
         learned=replace(learned, served={"a/onprem": Served()}),
     )
-    assert learned.speeds["onprem"].rps == pytest.approx(2.0 + 0.2 * 2.0)
+    assert learned.speeds["onprem"].rps == pytest.approx(2.0 + _FULL_WEIGHT * 2.0)
 
 
 def test_a_full_pools_finished_requests_correct_the_table() -> None:
-    """It finishes half of what the table says: a fifth of the way each bin, until it is half."""
+    """It finishes half of what the table says: half of the way each bin, until it is half."""
     half = replace(BATCH, requests=round(table_rps(TABLED) * 10 / 2))
     batch = replace(half, prompt_tokens=half.requests * 100, output_tokens=half.requests * 50)
     learned = teach(TABLED, bins=40, streams=10, waiting=5, batch=batch)
@@ -135,12 +136,33 @@ def test_a_pool_nobody_waits_for_tells_no_capacity() -> None:
 
 
 def test_a_pool_that_has_just_filled_tells_no_capacity_before_the_first_answers_have_left() -> None:
-    """Each is held 35 s: four bins must have been full before what finishes is the capacity."""
+    """Each is held 35 s: four full bins must lie behind before what finishes is the capacity.
+
+    The first bin of all doesn't count: nobody knows which replicas were there before it.
+    """
     long = replace(BATCH, hold_s=35.0 * BATCH.requests)
-    learned = teach(TABLED, bins=4, streams=10, waiting=5, batch=long)
-    assert learned.speeds["onprem"].ratio == 1.0
     learned = teach(TABLED, bins=5, streams=10, waiting=5, batch=long)
+    assert learned.speeds["onprem"].ratio == 1.0
+    learned = teach(TABLED, bins=6, streams=10, waiting=5, batch=long)
     assert learned.speeds["onprem"].ratio < 1.0
+
+
+def test_a_replica_that_joins_begins_the_wait_anew() -> None:
+    """Its first answers are still to come: what the two finish is not what they can."""
+    long = replace(BATCH, hold_s=35.0 * BATCH.requests)
+    before = teach(TABLED, bins=5, streams=10, waiting=5, batch=long)
+    joined = replace(TABLED, replicas_running=2)
+    after = teach(
+        joined, bins=4, streams=20, waiting=5, batch=long, learned=replace(before, served={})
+    )
+    assert after.speeds["onprem"].ratio == 1.0
+
+
+def test_answers_that_have_not_ended_stretch_the_mean_length() -> None:
+    """Slots were held twice as long as those that ended held them: the long ones run on."""
+    sums = LengthSums(40, 4000, 2000, hold_s=100.0, streams_s=200.0)
+    assert sums.mean == Lengths(100, 100)
+    assert replace(sums, streams_s=50.0).mean == Lengths(100, 50)
 
 
 def test_what_may_not_leave_says_nothing_of_a_cloud_pools_capacity() -> None:
