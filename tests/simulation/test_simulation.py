@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from autoscaling.guard import Limits
 from autoscaling.peers.registry import POLICY_NAMES, run_policy
 from autoscaling.placement import Situation
+from autoscaling.simulator.clock import EPOCH_S
 from autoscaling.simulator.generators import Shape, generate
 from autoscaling.simulator.market import list_sold_out
 from autoscaling.simulator.policy import Placed, Signals, Wish
@@ -168,6 +169,39 @@ def test_the_policy_learns_cold_starts_and_losses_from_the_nodes_of_the_run(
     last = policy.heard[-1]
     assert 26 * 0.55 < last.cold_starts_s["cloud_spot"] < 26 * 1.45 + 4
     assert last.losses_per_hour["cloud_spot"] > policy.heard[0].losses_per_hour["cloud_spot"]
+
+
+class _Leaving(TidegatePolicy):
+    """Two rented replicas; nothing more is routed to them from 70 s on, none are left from 72 s."""
+
+    pool = "cloud-l40s-on_demand"
+
+    def __init__(self, policy: BurstPolicy) -> None:
+        super().__init__(policy)
+        self.begun: dict[int, int] = {}
+
+    def observe(self, signals: Signals) -> Wish:
+        at_s = int(signals.now_s - EPOCH_S)
+        pools = signals.gateway.models[0].pools
+        self.begun[at_s] = sum(pool.served.first_tokens for pool in pools if pool.pool == self.pool)
+        owned = {pool.spec.name: 1 for pool in signals.pools if pool.spec.owned}
+        return Wish(
+            replicas={**owned, self.pool: 2 if at_s < 72 else 0},
+            closing=frozenset() if at_s < 70 else frozenset({self.pool}),
+        )
+
+
+def test_a_pool_on_its_way_to_zero_gets_nothing_more_and_ends_what_it_has(
+    scenario: Scenario, make_traffic: MakeTraffic
+) -> None:
+    """A prompt is read within 2 s of the stop here, so what is begun stands still from 73 s on."""
+    policy = _Leaving(EAGER)
+    run = Simulation(make_traffic("steady", mean_rps=12.0), scenario, policy, seed=1)
+    found = run.run()
+    assert 0 < policy.begun[60] < policy.begun[69] <= policy.begun[73]
+    assert policy.begun[73] == policy.begun[119]
+    assert (found.failed, found.unfinished) == (0, 0)
+    assert run.fleet.served[policy.pool].requests == policy.begun[73]
 
 
 class _Watching(TidegatePolicy):
