@@ -65,9 +65,9 @@ class PoolSpeed:
     """How fast a pool is against the table, 1 = as fast.
 
     `rps` is what one replica without a row of the table was seen to finish a second. `streams_s`,
-    `replicas_s` and `short_s` add up, in a bin, streams, replicas and the time in which requests
-    waited that it may answer; `full_s` is how long bins have been short all the time with the
-    same replicas, of which the last bin had `replicas_s_before`.
+    `replicas_s` and `short_s` add up, in a bin of which `seen_s` was seen, streams, replicas and
+    the time in which requests waited that it may answer; `full_s` is how long bins have been short
+    all the time with the same replicas, of which the last bin had `replicas_before`.
     """
 
     ratio: float = 1.0
@@ -75,8 +75,9 @@ class PoolSpeed:
     streams_s: float = 0.0
     replicas_s: float = 0.0
     short_s: float = 0.0
+    seen_s: float = 0.0
     full_s: float = 0.0
-    replicas_s_before: float = 0.0
+    replicas_before: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,7 @@ def _add_up(learned: Learned, parts: Sequence[ModelSignal], *, now_s: float) -> 
             streams_s=known.streams_s + count * gap_s,
             replicas_s=known.replicas_s + replicas[name] * gap_s,
             short_s=known.short_s + gap_s * (waiting[name] > 0),
+            seen_s=known.seen_s + gap_s,
         )
     return replace(learned, speeds=speeds)
 
@@ -198,8 +200,9 @@ def _learn_speed(
     """Return a pool's speed after a bin, with nothing added up any more."""
     lengths, performance = sums.mean, find_performance(pool)
     ratio, rps = speed.ratio, speed.rps
-    is_same = math.isclose(speed.replicas_s, speed.replicas_s_before, rel_tol=_SAME)
-    is_full = speed.short_s >= _SHORT * BIN_S and speed.replicas_s > 0 and is_same
+    replicas = speed.replicas_s / speed.seen_s if speed.seen_s > 0 else 0.0
+    is_same = math.isclose(replicas, speed.replicas_before, rel_tol=_SAME)
+    is_full = speed.short_s >= _SHORT * speed.seen_s and replicas > 0 and is_same
     full_s = speed.full_s + BIN_S if is_full else 0.0
     # What finishes shows the capacity once all that was begun before has left.
     has_settled = full_s > 0 and new.requests > 0 and speed.full_s >= new.hold_s / new.requests
@@ -223,7 +226,7 @@ def _learn_speed(
             pace_s = find_pace_s(performance, lengths, batch=batch)
             found = pace_s * new.decode_tokens / new.decode_s
             ratio = _approach(ratio, 1.0 if _is_near(found) else found)
-    return PoolSpeed(ratio, rps, full_s=full_s, replicas_s_before=speed.replicas_s)
+    return PoolSpeed(ratio, rps, full_s=full_s, replicas_before=replicas)
 
 
 def _is_near(found: float) -> bool:

@@ -346,8 +346,8 @@ def _raise(case: _Case, *, owned: _Shortage, burst: _Shortage) -> _Outcome | Non
         if case.burst is None:
             case = _grow(case, case.side(owned=False), burst, commands, reasons)
         else:
-            case = _fill_owned(case, commands, reasons)
-            case = _rent(case, case.burst, burst.worth, commands, reasons)
+            filled = _fill_owned(case, commands, reasons)
+            case = _rent(filled, case.burst, burst.worth, commands, reasons)
     if not commands:
         return None
     return _Outcome(case.memory, tuple(commands), tuple(reasons))

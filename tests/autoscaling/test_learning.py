@@ -147,6 +147,18 @@ def test_a_pool_that_has_just_filled_tells_no_capacity_before_the_first_answers_
     assert learned.speeds["onprem"].ratio < 1.0
 
 
+def test_looks_that_come_late_do_not_hide_that_replicas_are_the_same() -> None:
+    """A look every 1.05 s: of ten bins of 9 or 10 looks, all but the first are known to be full."""
+    learned, pool = Learned(), replace(PLAIN, streams_running=10)
+    for look in range(100):
+        now_s = 1.05 * look
+        served = times(replace(BATCH, requests=1, hold_s=1.0), int(4 * now_s))
+        seen = report(pool, served, at_s=now_s, waiting=5)
+        learned = learn(learned, [seen], "m", now_s=now_s, keep_s=600)
+    assert learned.speeds["onprem"].full_s == 90
+    assert learned.speeds["onprem"].rps == pytest.approx(4.0, rel=0.1)
+
+
 def test_a_replica_that_joins_begins_the_wait_anew() -> None:
     """Its first answers are still to come: what the two finish is not what they can."""
     long = replace(BATCH, hold_s=35.0 * BATCH.requests)
