@@ -210,7 +210,8 @@ def simulate(  # noqa: PLR0913, PLR0917 - every option of the command line
         write_html(report, finished, subject, content)
         console.print(f"report: {report}", markup=False)
     if finished.is_interrupted:
-        console.print("interrupted: what had been finished by then is above", markup=False)
+        found = "what was finished is above" if finished.outcomes else "nothing was finished"
+        console.print(f"interrupted: {found}", markup=False)
         raise typer.Exit(_INTERRUPTED)
 
 
