@@ -28,9 +28,13 @@ _DECISIONS = (
     "replicas",
     "node_history",
     "shadow",
+    "shadow_counts",
+    "shadow_queue",
     "shadow_view",
     "snapshot",
     "stability",
+    "wan",
+    "warm",
 )
 _TESTED = (
     ("autoscaling", "break_even"),
@@ -38,6 +42,7 @@ _TESTED = (
     ("autoscaling", "capacity"),
     ("autoscaling", "guard"),
     ("autoscaling", "history"),
+    ("autoscaling", "laws"),
     ("autoscaling", "learning"),
     ("autoscaling", "observation"),
     ("autoscaling", "outlook"),
