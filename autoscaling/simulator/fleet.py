@@ -144,7 +144,7 @@ class Fleet:
         take(machine, replica.demand)
         machine.replicas.append(replica)
         replica.machine = machine
-        boot = self._scenario.boot
+        boot = machine.boot
         load_s = jitter(self._chance, boot.weights_s + boot.engine_s, boot.spread)
         self._clock.at(self._clock.now_s + load_s, self._become_ready, replica)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from autoscaling.demand import Bundle, Demand, Node, Term, covers, merge_bundles, subtract
 from autoscaling.simulator.engine_model import EngineModel, Work
 from autoscaling.simulator.gateway_model import Live
+from autoscaling.simulator.scenario import BootTimes
 from cluster.config import NodeTypeSettings
 from cluster.model import LABEL_ACCELERATOR, LABEL_MARKET
 from deployments.pool_options import build_bundles, build_selector
@@ -24,6 +25,7 @@ class Machine:
     kind: NodeTypeSettings
     requested_s: float
     free: dict[str, float]
+    boot: BootTimes
     joined_s: float | None = None
     serving_s: float | None = None
     ended_s: float | None = None

@@ -140,11 +140,14 @@ class NodeLife:
 
     def _make(self, kind: NodeTypeSettings) -> Machine:
         self._made[kind.name] += 1
+        is_owned = kind.market == "owned"
+        boot = self._scenario.boot if is_owned else self._scenario.find_boot(self._tally.launches)
         machine = Machine(
             id=f"{kind.name}-{self._made[kind.name]:05d}",
             kind=kind,
             requested_s=self._clock.now_s,
             free={name: float(amount) for name, amount in kind.resources.items()},
+            boot=boot,
         )
         self._machines.append(machine)
         self._fleet.machines[machine.id] = machine
@@ -164,7 +167,7 @@ class NodeLife:
         kind = next(k for k in self._settings.node_types.values() if k.name == node_type)
         machine = self._make(kind)
         self._tally.launches += not machine.is_owned
-        boot = self._scenario.boot
+        boot = machine.boot
         stages = (boot.accepted_s, boot.running_s, boot.reachable_s, boot.joined_s)
         chance = build_random(self._seed, f"boot {machine.id}")
         total_s = sum(jitter(chance, stage_s, boot.spread) for stage_s in stages)

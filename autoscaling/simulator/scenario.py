@@ -74,7 +74,8 @@ class Scenario:
     """Everything that one run may know besides its traffic, its policy and its seed.
 
     `performance` is each pool's replica, `gpu_rows` the row of the GPU table it is made of.
-    `idle_s` is how long a node of a type may idle.
+    `idle_s` is how long a node of a type may idle. `recorded_boots` are the first rented nodes', in
+    order; `boot` is that of all after them, and of owned ones.
     `cluster_nodes_max` includes the head.
     `owned_usd_per_gpu_hour` is what an owned GPU is said to cost, used or not.
     """
@@ -87,6 +88,7 @@ class Scenario:
     queue: QueueLimits = field(default_factory=QueueLimits)
     slo: Slo = field(default_factory=Slo)
     boot: BootTimes = field(default_factory=BootTimes)
+    recorded_boots: tuple[BootTimes, ...] = ()
     spot: SpotMarket = field(default_factory=SpotMarket)
     delays: Delays = field(default_factory=Delays)
     cluster_nodes_max: int | None = None
@@ -94,6 +96,10 @@ class Scenario:
     chunk_tokens: int | None = CHUNK_TOKENS
     nodes_tick_s: float = 2.0
     settle_s: float = 900.0
+
+    def find_boot(self, launches: int) -> BootTimes:
+        """Return the boot of the node that is rented after so many others."""
+        return self.recorded_boots[launches] if launches < len(self.recorded_boots) else self.boot
 
     def find_round_trip_s(self, pool: PoolSpec) -> float:
         """Return the way from the gateway to a pool and back, added to each first token."""

@@ -5,9 +5,11 @@
 Starts the embedded cluster with emulated engines (one owned replica, up to two in a pretended cloud
 whose nodes are real Ray nodes), replays seeded traffic with sustained rises through proxy and
 gateway, open loop, over HTTP, and takes everything down. Then simulates the same traffic with the
-same cluster file and serve file. One thing is calibrated: the boot times of the cloud's nodes are
-the medians of this run's recorded boot stages, since the simulator can't know how fast a machine
-starts processes. All else is the simulator's own.
+same cluster file and serve file. One thing is calibrated: the first rented node takes as long for
+each boot stage as the run's first rented node did by the ledger, and so on, since the simulator
+can't know how fast a machine starts processes. All else is the simulator's own.
+
+`--measured FILE` takes what an earlier run measured (its -o) and simulates it anew.
 
 Ends with status 1 if a figure is out of bounds. A run takes its minutes plus about two.
 """
@@ -17,12 +19,18 @@ import dataclasses
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from infra.progress import console
-from tests.benchmarks.reality.cluster_run import ClusterRun, Look, find_boot_s, run_on_cluster
+from tests.benchmarks.reality.cluster_run import (
+    CloudNode,
+    ClusterRun,
+    Look,
+    find_boots,
+    run_on_cluster,
+)
 from tests.benchmarks.reality.figures import (
     Bound,
     count_attainment,
@@ -43,6 +51,7 @@ BOUNDS = (
     Bound("cloud_node_s", "ratio", 15.0),
     Bound("launches", "count", 1.0),
 )
+_TRAFFIC = "rises"
 _LONG_MINUTES = 6.0
 _ONE_RISE = (Rise(0.15, 0.5, 1.6),)
 _TWO_RISES = (Rise(0.1, 0.3, 1.6), Rise(0.55, 0.75, 1.6))
@@ -88,18 +97,13 @@ def read_simulated(run: SimulatedRun) -> dict[str, float | None]:
     }
 
 
-def compare_once(*, minutes: float, seed: int, port_offset: int) -> dict[str, Any]:
-    """Return one run on both sides, ready for JSON."""
+def measure_once(*, minutes: float, seed: int, port_offset: int) -> dict[str, Any]:
+    """Return what one run on the cluster showed, ready for JSON."""
     load = build_traffic_load(minutes)
-    traffic = build_load("rises", load, seed=seed)
-    say = console.print
+    traffic = build_load(_TRAFFIC, load, seed=seed)
     with tempfile.TemporaryDirectory(prefix="tidegate-reality-") as name:
         files = write_files(Path(name))
-        run = run_on_cluster(traffic, files, port_offset=port_offset, say=say)
-        boot_s = find_boot_s(run.nodes)
-        simulated = run_simulated(traffic, files, boot_s=boot_s, seed=seed)
-    measured = measure(run, duration_s=load.duration_s)
-    told = read_simulated(simulated)
+        run = run_on_cluster(traffic, files, port_offset=port_offset, say=console.print)
     return {
         "seed": seed,
         "minutes": minutes,
@@ -107,15 +111,25 @@ def compare_once(*, minutes: float, seed: int, port_offset: int) -> dict[str, An
         "sent_late_s_max": run.lag_s,
         "start_s": run.start_s,
         "errors": list_errors(run.answers),
-        "boot_s": boot_s,
-        "measured": measured,
-        "simulated": told,
-        "verdicts": [verdict.as_json() for verdict in judge(measured, told, BOUNDS)],
+        "measured": measure(run, duration_s=load.duration_s),
         "nodes": [dataclasses.asdict(node) for node in run.nodes],
-        "changes": {
-            "measured": [dataclasses.asdict(look) for look in list_changes(run.looks)],
-            "simulated": [dataclasses.asdict(look) for look in simulated.looks],
-        },
+        "changes": [dataclasses.asdict(look) for look in list_changes(run.looks)],
+    }
+
+
+def add_simulated(found: dict[str, Any]) -> dict[str, Any]:
+    """Return a measured run with what the simulator says of the same traffic, and the verdicts."""
+    traffic = build_load(_TRAFFIC, build_traffic_load(found["minutes"]), seed=found["seed"])
+    boots_s = find_boots([CloudNode(**node) for node in found["nodes"]])
+    with tempfile.TemporaryDirectory(prefix="tidegate-reality-") as name:
+        run = run_simulated(traffic, write_files(Path(name)), boots_s=boots_s, seed=found["seed"])
+    told = read_simulated(run)
+    return {
+        **found,
+        "boots_s": boots_s,
+        "simulated": told,
+        "simulated_changes": [dataclasses.asdict(look) for look in run.looks],
+        "verdicts": [one.as_json() for one in judge(found["measured"], told, BOUNDS)],
     }
 
 
@@ -131,11 +145,11 @@ def list_changes(looks: Sequence[Look]) -> list[Look]:
 
 def render(found: dict[str, Any]) -> str:
     """Return one run's figures as text."""
-    boot = ", ".join(f"{stage} {took_s:.1f} s" for stage, took_s in found["boot_s"].items())
+    boots = ", ".join(f"{sum(boot.values()):.1f}" for boot in found["boots_s"])
     lines = [
         f"seed {found['seed']}, {found['minutes']:g} minutes, {found['requests']} requests",
         f"sent at most {found['sent_late_s_max']:.2f} s late",
-        f"boot stages taken from the run: {boot or 'none, there was no node'}",
+        f"seconds from a node's request to serving, as recorded: {boots or 'there was no node'}",
         f"{'':>14} {'cluster':>10} {'simulator':>10} {'difference':>12}   bound",
     ]
     judged = {verdict["figure"]: verdict for verdict in found["verdicts"]}
@@ -158,28 +172,51 @@ def _render_figure(
     return f"{line} {said:>12}   {held} {verdict['most']:g} {unit}".rstrip()
 
 
-def main() -> int:
-    """Print the figures; return 0 if all are within their bounds."""
+def read_options() -> argparse.Namespace:
+    """Return what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=1, help="runs, each with the next seed")
     parser.add_argument("--port-offset", type=int, default=4300)
+    parser.add_argument("--measured", type=Path, help="an earlier run's JSON: only simulate")
     parser.add_argument("-o", dest="file", type=Path, help="also write everything as JSON")
-    options = parser.parse_args()
-    runs: list[dict[str, Any]] = []
-    machine = describe_machine()
-    sys.stdout.write(f"machine: {machine}\n")
+    return parser.parse_args()
+
+
+def list_measured(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the machine and what each run on the cluster showed, running it unless it was given."""
+    if options.measured is not None:
+        content = json.loads(options.measured.read_text(encoding="utf-8"))
+        yield from ((content["machine"], found) for found in content["runs"])
+        return
     for seed in range(options.seed, options.seed + options.repeat):
-        found = compare_once(minutes=options.minutes, seed=seed, port_offset=options.port_offset)
-        runs.append(found)
-        sys.stdout.write(f"{render(found)}\n")
+        machine = describe_machine()
+        yield (
+            machine,
+            measure_once(minutes=options.minutes, seed=seed, port_offset=options.port_offset),
+        )
+
+
+def main() -> int:
+    """Print the figures; return 0 if all are within their bounds."""
+    options = read_options()
+    runs: list[dict[str, Any]] = []
+    for machine, measured in list_measured(options):
+        runs.append(measured)
+        content = {"machine": machine, "runs": runs}
+        _write(options.file, content)
+        runs[-1] = add_simulated(measured)
+        _write(options.file, content)
+        sys.stdout.write(f"machine: {machine}\n{render(runs[-1])}\n")
         sys.stdout.flush()
-        if options.file is not None:
-            content = {"machine": machine, "runs": runs}
-            options.file.write_text(json.dumps(content, indent=1), encoding="utf-8")
     verdicts = [verdict for found in runs for verdict in found["verdicts"]]
     return 1 if any(verdict["is_within"] is False for verdict in verdicts) else 0
+
+
+def _write(file: Path | None, content: dict[str, Any]) -> None:
+    if file is not None:
+        file.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

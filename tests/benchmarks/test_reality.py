@@ -11,7 +11,7 @@ from autoscaling.simulator.traffic import TraceRequest, build_traffic
 from cluster.config import parse_cluster_config
 from deployments.continuous_batching import Performance
 from infra.serve_file import read_serve_file
-from tests.benchmarks.reality.cluster_run import CloudNode, find_boot_s
+from tests.benchmarks.reality.cluster_run import CloudNode, find_boots
 from tests.benchmarks.reality.engines import replay_model
 from tests.benchmarks.reality.figures import (
     Bound,
@@ -23,7 +23,9 @@ from tests.benchmarks.reality.figures import (
 from tests.benchmarks.reality.files import shape_cluster, write_files
 from tests.benchmarks.reality.fit import Fit, Line, fit_line, take_medians
 from tests.benchmarks.reality.replay import Answer
+from tests.benchmarks.reality.simulated_run import run_simulated
 from tests.benchmarks.reality.workload import Load, Rise, build_load
+from tests.benchmarks.simulator_vs_cluster import build_traffic_load
 
 RATIO = Bound("x", "ratio", 15.0)
 POINTS = Bound("x", "points", 3.0)
@@ -111,13 +113,13 @@ def test_nodes_are_counted_inside_the_traffics_time_only() -> None:
     assert sum_overlap_s(spans, until_s=100.0) == pytest.approx(35.0)
 
 
-def test_boot_stages_are_medians_and_a_stage_that_nobody_noted_is_in_the_next() -> None:
-    """Joined after 8 and 12 s, median 10; running after 2 and 4, median 3, so 7 from there."""
+def test_each_node_boots_as_it_was_recorded_and_as_the_others_where_it_was_not() -> None:
+    """a: running 2 s, joined 8 s; b: running 4 s, not joined: it takes a's 6 s from there."""
     nodes = [
         CloudNode("a", 0.0, None, {"intended": 0.0, "running": 2.0, "joined": 8.0}),
-        CloudNode("b", 0.0, None, {"intended": 0.0, "running": 4.0, "joined": 12.0}),
+        CloudNode("b", 0.0, None, {"intended": 0.0, "running": 4.0}),
     ]
-    assert find_boot_s(nodes) == {"running": 3.0, "joined": 7.0}
+    assert find_boots(nodes) == [{"running": 2.0, "joined": 6.0}, {"running": 4.0, "joined": 6.0}]
 
 
 def test_the_load_is_the_same_for_a_seed_and_higher_inside_a_rise() -> None:
@@ -137,6 +139,17 @@ def test_the_engine_model_answers_a_lone_request_as_its_row_says() -> None:
     (answer,) = replay_model(traffic, performance, chunk_tokens=None)
     assert answer.ttft_s == pytest.approx(0.2)
     assert answer.tpot_s == pytest.approx(0.06)
+
+
+def test_a_simulated_node_serves_after_the_boot_that_was_recorded(tmp_path: Path) -> None:
+    """40 s of boot, up to 2 s until the scheduler's tick, 1 s of delays, 1 s until it is seen."""
+    traffic = build_load("x", build_traffic_load(3.0), seed=1)
+    boots_s = [{"running": 30.0, "serving": 10.0}]
+    run = run_simulated(traffic, write_files(tmp_path), boots_s=boots_s, seed=1)
+    pool = "cloud-cpu-on_demand"
+    asked_s = next(look.at_s for look in run.looks if look.wanted[pool])
+    seen_s = next(look.at_s for look in run.looks if look.running[pool])
+    assert 40.0 <= seen_s - asked_s <= 45.0
 
 
 def test_the_comparisons_files_are_ones_that_production_accepts(tmp_path: Path) -> None:

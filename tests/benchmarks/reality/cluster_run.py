@@ -168,19 +168,22 @@ def _read_node(ledger: Ledger, record: NodeRecord, since_wall_s: float) -> Cloud
     )
 
 
-def find_boot_s(nodes: Sequence[CloudNode]) -> dict[str, float]:
-    """Return the median seconds between neighbouring boot stages that any node reached.
+def find_boots(nodes: Sequence[CloudNode]) -> list[dict[str, float]]:
+    """Return the seconds between neighbouring boot stages of each node, in order of launch.
 
-    A stage that no node noted is left out: its time is in the next one's.
+    A stage that a node didn't reach takes the others' median; one that no node noted is left out,
+    so that its time is in the next one's.
     """
-    found: dict[str, float] = {}
     known = [stage.value for stage in BootStage if any(stage.value in n.stages for n in nodes)]
+    boots: list[dict[str, float]] = [{} for _ in nodes]
     for before, stage in pairwise(known):
         gaps = [
-            node.stages[stage] - node.stages[before]
-            for node in nodes
+            max(0.0, node.stages[stage] - node.stages[before])
             if stage in node.stages and before in node.stages
+            else None
+            for node in nodes
         ]
-        if gaps:
-            found[stage] = max(0.0, statistics.median(gaps))
-    return found
+        seen = [gap for gap in gaps if gap is not None]
+        for boot, gap in zip(boots, gaps, strict=True):
+            boot[stage] = gap if gap is not None else statistics.median(seen or [0.0])
+    return boots

@@ -14,7 +14,7 @@ from deployments.header_names import CLASS_HEADER
 from tests.benchmarks.reality.replay import Answer, Send
 
 # Ids that are words of any vocabulary of this size; special tokens come first.
-_TOKEN_MIN, _TOKEN_MAX = 1000, 40_000
+_TOKEN_MIN, _TOKEN_MAX = 1000, 30_000
 
 
 @dataclass(frozen=True, slots=True)

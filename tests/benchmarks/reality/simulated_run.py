@@ -1,6 +1,6 @@
 """The same run in the simulator: same files, same traffic, boot times as they were recorded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -62,10 +62,14 @@ class _Watched:
 
 
 def run_simulated(
-    traffic: Traffic, files: tuple[Path, Path], *, boot_s: Mapping[str, float], seed: int
+    traffic: Traffic,
+    files: tuple[Path, Path],
+    *,
+    boots_s: Sequence[Mapping[str, float]],
+    seed: int,
 ) -> SimulatedRun:
-    """Return the simulator's figures. `boot_s` are the seconds that each boot stage took."""
-    scenario = build_scenario(files, boot_s)
+    """Return the simulator's figures. `boots_s`: seconds of each boot stage, node by node."""
+    scenario = build_scenario(files, boots_s)
     watched = _Watched(TidegatePolicy(build_policy(scenario.settings.burst)))
     simulation = Simulation(traffic, scenario, watched, seed=seed)
     outcome = simulation.run()
@@ -73,7 +77,7 @@ def run_simulated(
     return SimulatedRun(outcome, outcome.cloud_gpu_hours * _S_PER_HOUR, watched.looks)
 
 
-def build_scenario(files: tuple[Path, Path], boot_s: Mapping[str, float]) -> Scenario:
+def build_scenario(files: tuple[Path, Path], boots_s: Sequence[Mapping[str, float]]) -> Scenario:
     """Return the scenario of the files, with an engine as the emulated one.
 
     The emulated engine's prefills don't slow its decodes, so the model's don't either.
@@ -84,13 +88,14 @@ def build_scenario(files: tuple[Path, Path], boot_s: Mapping[str, float]) -> Sce
         is_interfering=False,
     )
     slo = Slo(TTFT_S_MAX, TPOT_S_MAX)
-    return replace(read_scenario(choices), slo=slo, boot=build_boot(boot_s))
+    boots = tuple(build_boot(boot_s) for boot_s in boots_s)
+    # A node more than were seen boots as the one in the middle did.
+    usual = sorted(boots, key=lambda boot: boot.joined_s)[len(boots) // 2] if boots else BootTimes()
+    return replace(read_scenario(choices), slo=slo, boot=usual, recorded_boots=boots)
 
 
 def build_boot(boot_s: Mapping[str, float]) -> BootTimes:
-    """Return recorded stages as the simulator's; without any record, its own assumptions."""
-    if not boot_s:
-        return BootTimes()
+    """Return a node's recorded stages as the simulator's."""
     known = {stage: boot_s.get(stage.value, 0.0) for stage in BootStage}
     return BootTimes(
         accepted_s=known[BootStage.ACCEPTED],
