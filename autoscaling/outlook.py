@@ -79,6 +79,8 @@ class Outlook:
         over_past = self._spare(rise.onsets if window.is_kept else rise.past, more_rps)
         over_past *= rise.chance_of_return
         rising_s = rise.expect_rising_s(window)
+        if not window.is_kept and not rise.is_on:
+            rising_s = 0.0
         return rising_s * max(over_now, over_past) + (window.length_s - rising_s) * over_past
 
     def count_left(self, rented_rps: float, after_s: float) -> float:
@@ -97,13 +99,15 @@ class Outlook:
 class Rise:
     """The rises over one level of capacity. Rates in requests a second, times in s.
 
-    `now`: recent excess of the present rise, empty when there is none; `past`: that of all bins
-    kept; `onsets`: of those within a return's time of a rise's begin, zeros elsewhere. `age_s`: how
-    long the present rise has lasted; `durations_s`: of earlier ones; `quiet_s`: since the last one
-    ended, 0 in a rise; `gaps_s`: between earlier ones.
+    `now`: recent excess of the present rise, empty when there is none; `is_on`: the newest bin by
+    itself is over, or will be; `past`: the excess of all bins kept; `onsets`: of those within a
+    return's time of a rise's begin, zeros elsewhere. `age_s`: how long the present rise has lasted;
+    `durations_s`: of earlier ones; `quiet_s`: since the last one ended, 0 in a rise; `gaps_s`:
+    between earlier ones.
     """
 
     now: tuple[float, ...] = ()
+    is_on: bool = False
     past: tuple[float, ...] = ()
     onsets: tuple[float, ...] = ()
     age_s: float = 0.0
@@ -168,6 +172,7 @@ def _look(
         age_s = max(age_s, _SLOPE_BINS * BIN_S)
     return Rise(
         now=ahead if age_s > 0 else (),
+        is_on=_is_newest_over(every, leaving, owned_rps, rented_rps - climb_rps),
         past=excess,
         onsets=_keep_onsets(excess, spells, return_s=return_s),
         age_s=age_s,
@@ -188,7 +193,7 @@ def _look_blindly(
     """Return the last bins' excess as if it were for ever."""
     del return_s
     now = _find_excess(every, leaving, owned_rps, rented_rps)[-_SMOOTH_BINS:]
-    return Rise(now=now, age_s=math.inf if any(now) else 0.0)
+    return Rise(now=now, is_on=any(now), age_s=math.inf if any(now) else 0.0)
 
 
 @lru_cache(maxsize=16)
@@ -214,6 +219,13 @@ def _find_excess(
         max(0.0, may_leave - max(0.0, owned_rps - (total - may_leave)) - rented_rps)
         for total, may_leave in zip(_smooth(every), _smooth(leaving), strict=True)
     )
+
+
+def _is_newest_over(
+    every: tuple[int, ...], leaving: tuple[int, ...], owned_rps: float, rented_rps: float
+) -> bool:
+    """Whether the newest bin alone is over: a rise that has just ended is nothing to rent for."""
+    return any(_find_excess(every[-1:], leaving[-1:], owned_rps, rented_rps))
 
 
 def _find_spells(flags: Sequence[bool]) -> list[tuple[int, int]]:
@@ -254,8 +266,11 @@ def find_slope(bins: tuple[int, ...]) -> float:
     """Return the least-squares slope a bin, 0 where chance alone could make it.
 
     It must be over twice its standard error, with the last minute and without it: what the last
-    minute alone makes is a step, and nothing says that it goes on.
+    minute alone makes is a step, and nothing says that it goes on. Nor does one go on whose newest
+    bin is back on the other side of the mean.
     """
+    if (bins[-1] - _mean(bins)) * _fit_slope(bins) <= 0:
+        return 0.0
     whole, before = _fit_slope(bins), _fit_slope(bins[:-_RECENT_BINS])
     return min(whole, before, key=abs) if whole * before > 0 else 0.0
 

@@ -109,7 +109,7 @@ class ModelView:
     learned: Learned = field(default_factory=Learned)
     ttft_s_max: float = 2.0
     attainment_min: float = 0.99
-    usd_per_late_request: float = 0.01
+    usd_per_late_request: float = 0.02
 
 
 @dataclass(frozen=True, slots=True)

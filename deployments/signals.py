@@ -101,7 +101,7 @@ class ModelSignal:
     ttft_s_max: float = 2.0
     tpot_s_max: float = 0.1
     attainment_min: float = 0.99
-    usd_per_late_request: float = 0.01
+    usd_per_late_request: float = 0.02
     late: int = 0
     refused_may_burst: int = 0
 

@@ -141,7 +141,7 @@ class Objective(Strict):
         default=0.99, description="Share (0-1) of the requests that this is promised to."
     )
     usd_per_late_request: Annotated[float, Field(ge=0)] = Field(
-        default=0.01,
+        default=0.02,
         description="What a late answer beyond that share costs you, in dollars: the brain rents a "
         "node when the late answers it would spare cost more than the node does.",
     )
