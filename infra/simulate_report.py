@@ -178,7 +178,7 @@ def _render_setup(finished: Finished, subject: Subject, content: Mapping[str, An
         ),
         (
             f"A late request is said to cost ${scenario.model.objective.usd_per_late_request:g}; "
-            f"limit ${scenario.settings.limits.usd_per_hour:g} an hour."
+            f"limit ${scenario.settings.limits.usd_per_hour:.2f} an hour."
         ),
         (
             f"Spot: {spot.losses_per_hour:g} losses an hour and node, sold out "
@@ -204,6 +204,7 @@ def _render_setup(finished: Finished, subject: Subject, content: Mapping[str, An
         (kind.name, kind.site, kind.market, f"{kind.min_nodes} to {kind.max_nodes}",
          f"{kind.usd_per_hour:.4f}" if kind.market != "owned" else "owned")
         for kind in scenario.settings.node_types.values()
+        if kind.max_nodes > 0
     ]  # fmt: skip
     items = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
     nodes = _render_table(("Node type", "Site", "Market", "Nodes", "$ an hour"), kinds)

@@ -218,7 +218,7 @@ function drawChart(holder, chart, isDated) {
   const node = svg("svg", { height: height + PAD.bottom + axis, role: "img",
     viewBox: "0 0 " + width + " " + (height + PAD.bottom + axis),
     "aria-label": chart.title + " of " + state.policy.name });
-  drawGrid(node, scale, chart.ticks || linearTicks(chart.max, height > 120 ? 5 : 2),
+  drawGrid(node, scale, chart.ticks || linearTicks(chart.max, height > 120 ? 5 : 3),
     chart.say || sayTickNumber);
   const group = svg("g", {});
   chart.draw(group, chart, scale, series);
