@@ -6,11 +6,10 @@ One more is rented when
 
 with what its site charges for sending their answers home on the right. The requests are counted
 from the moment it can serve to the end of its lease, with those of the queue that would still wait
-for it. One that runs is kept
-while the same holds from now for as long as a return would take: had it gone, that is how long it
-would be missed. A replica on spot is charged what its loss would make late: the chance of a loss
-times the gap that the notice doesn't cover; so replicas that are always needed go on demand where
-spot is lost often, and those that are rarely needed stay on spot. Pure.
+for it. One that runs is kept while the same holds from now for as long as a return would take: had
+it gone, that is how long it would be missed. A replica on spot is charged what its loss would make
+late: the chance of a loss times the gap that the notice doesn't cover; so replicas that are always
+needed go on demand where spot is lost often, and those rarely needed stay on spot. Pure.
 """
 
 import math

@@ -68,11 +68,11 @@ def test_pools_turn_no_more_often_than_leases_and_slack_allow(
 
 
 def test_a_rise_shorter_than_the_cold_start_rents_nothing() -> None:
-    """Twenty seconds of three a second; a node is there after 30, and $0.05 are 25 late requests.
+    """Twenty seconds of three a second; a node is there after 30, and $0.05 are ten late requests.
 
     The same rise for three minutes rents.
     """
-    run = BrainRun(model=replace(MODEL, usd_per_late_request=0.002))
+    run = BrainRun(model=replace(MODEL, usd_per_late_request=0.005))
     run.seconds(120, leave=1)
     run.seconds(20, leave=3)
     run.seconds(200, leave=1)

@@ -39,6 +39,15 @@ def test_ten_seconds_over_the_level_are_no_rise() -> None:
     assert outlook(*[CALM] * 6, HIGH).over(0).age_s == 0
 
 
+def test_a_rise_whose_newest_bin_is_calm_rents_nothing_and_may_keep() -> None:
+    """The mean of 200, 200 and 50 is still over 100; the rise was shorter than a node's start."""
+    look = outlook(*[CALM] * 6, HIGH, HIGH, CALM)
+    rise = look.over(0)
+    assert (rise.is_on, rise.age_s) == (False, 20.0)
+    assert look.count_spared(0, 5, SOON) == 0
+    assert look.count_spared(0, 5, replace(SOON, is_kept=True)) > 0
+
+
 def test_each_replica_is_judged_at_its_own_level() -> None:
     """20 a second over 10 owned: 10 for the first, 4 for one that begins after others of 6."""
     look = outlook(*[CALM] * 6, *[HIGH] * 8)
