@@ -114,6 +114,7 @@ def measure_once(*, minutes: float, seed: int, port_offset: int) -> dict[str, An
         "measured": measure(run, duration_s=load.duration_s),
         "nodes": [dataclasses.asdict(node) for node in run.nodes],
         "changes": [dataclasses.asdict(look) for look in list_changes(run.looks)],
+        "answers": [dataclasses.asdict(answer) for answer in run.answers],
     }
 
 

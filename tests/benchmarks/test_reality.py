@@ -1,5 +1,6 @@
 """The pure parts of the comparisons: the fit of a row, the rule of agreement, the workload."""
 
+import json
 import math
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from autoscaling.simulator.traffic import TraceRequest, build_traffic
 from cluster.config import parse_cluster_config
 from deployments.continuous_batching import Performance
 from infra.serve_file import read_serve_file
+from infra.stream_client import Stream
 from tests.benchmarks.reality.cluster_run import CloudNode, find_boots
 from tests.benchmarks.reality.engines import replay_model
 from tests.benchmarks.reality.figures import (
@@ -22,7 +24,7 @@ from tests.benchmarks.reality.figures import (
 )
 from tests.benchmarks.reality.files import shape_cluster, write_files
 from tests.benchmarks.reality.fit import Fit, Line, fit_line, take_medians
-from tests.benchmarks.reality.replay import Answer
+from tests.benchmarks.reality.replay import Answer, _name_error, list_errors
 from tests.benchmarks.reality.simulated_run import run_simulated
 from tests.benchmarks.reality.workload import Load, Rise, build_load
 from tests.benchmarks.simulator_vs_cluster import build_traffic_load
@@ -105,6 +107,14 @@ def test_only_whole_answers_in_time_attain() -> None:
     ]
     assert count_attainment(answers, ttft_s=3.0, tpot_s=0.15) == pytest.approx(0.2)
     assert find_ttft(answers, 50) == 1.0
+
+
+def test_refusals_are_counted_by_their_code_and_not_by_their_words() -> None:
+    """Two refusals that name different seconds are one kind; a broken stream is another."""
+    texts = [json.dumps({"error": {"code": "busy", "message": f"in {s} s"}}) for s in (3, 4)]
+    streams = [Stream(0.0, status=429, error=text) for text in texts]
+    answers = [Answer(0.0, error=_name_error(s)) for s in [*streams, Stream(0.0, status=200)]]
+    assert list_errors(answers) == ["2 x 429 busy", "1 x the stream ended early"]
 
 
 def test_nodes_are_counted_inside_the_traffics_time_only() -> None:

@@ -1,12 +1,15 @@
 """Open-loop replay: each request is sent at its time, whether or not earlier ones are answered."""
 
 import asyncio
+import json
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from autoscaling.simulator.traffic import TraceRequest, Traffic
-from infra.stream_client import StreamClient
+from infra.stream_client import Stream, StreamClient
 
 _SAY_EVERY_S = 15.0
 # What the emulated engine adds to a chat of one message: once for the answer's beginning, once for
@@ -79,7 +82,7 @@ def chat_sender(client: StreamClient) -> Send:
         usage = stream.usage or {}
         found = (usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
         asked = (request.prompt_tokens, request.output_tokens)
-        error = stream.error or ("" if stream.is_complete else "the stream ended early")
+        error = _name_error(stream)
         if not error and found != asked:
             error = f"asked for {asked} tokens of prompt and answer, got {found}"
         if stream.first_token_s is None or stream.ended_s is None:
@@ -99,6 +102,20 @@ def chat_sender(client: StreamClient) -> Send:
     return send
 
 
+def _name_error(stream: Stream) -> str:
+    """Return what went wrong, refusals by their code only: their words hold numbers."""
+    if stream.error is None:
+        return "" if stream.is_complete else "the stream ended early"
+    if stream.status is None or stream.status < HTTPStatus.BAD_REQUEST:
+        return stream.error
+    try:
+        code = json.loads(stream.error)["error"]["code"]
+    except (ValueError, KeyError, TypeError):
+        code = stream.error
+    return f"{stream.status} {code}"
+
+
 def list_errors(answers: Sequence[Answer]) -> list[str]:
-    """Return what went wrong, each kind once."""
-    return sorted({answer.error for answer in answers if answer.error})
+    """Return what went wrong, each kind once, with how often."""
+    counts = Counter(answer.error for answer in answers if answer.error)
+    return [f"{count} x {error}" for error, count in sorted(counts.items())]
