@@ -6,9 +6,11 @@ Debian's `chromium-headless-shell` or `chromium`; without one, tests that need i
 import asyncio
 import base64
 import json
+import os
 import shutil
+import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,17 +97,23 @@ async def open_browser(home: Path) -> AsyncIterator[Page]:
         PROGRAM, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
         "--remote-debugging-address=127.0.0.1", "--no-first-run", f"--user-data-dir={home}",
         "about:blank", stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
     )  # fmt: skip
     try:
         address = await _find_address(home)
         async with aiohttp.ClientSession() as client:
             socket = await client.ws_connect(address, max_msg_size=0)
             yield Page(socket, await _attach(socket))
-            process.kill()
+            _end(process)
     finally:
-        if process.returncode is None:
-            process.kill()
+        _end(process)
         await process.wait()
+
+
+def _end(process: asyncio.subprocess.Process) -> None:
+    """End the browser with all it started: what was started may be a script around it."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 async def _attach(socket: aiohttp.ClientWebSocketResponse) -> str:
