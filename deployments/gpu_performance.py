@@ -57,9 +57,7 @@ class PerformanceRow(BaseModel):
         """
         whole = self.to_performance()
         share_s = whole.prefill_per_token_s * self.fit_prompt_tokens / self.fit_output_tokens
-        return replace(
-            whole, tpot_per_running_s=max(0.0, whole.tpot_per_running_s - share_s)
-        )
+        return replace(whole, tpot_per_running_s=max(0.0, whole.tpot_per_running_s - share_s))
 
 
 class _Table(BaseModel):
