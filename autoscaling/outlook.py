@@ -263,28 +263,29 @@ def _find_climb_rps(leaving: tuple[int, ...], *, ahead_s: float) -> float:
 
 @lru_cache(maxsize=16)
 def find_slope(bins: tuple[int, ...]) -> float:
-    """Return the least-squares slope a bin, 0 where chance alone could make it.
+    """Return the least-squares slope a bin, 0 where chance alone or a step could make it.
 
-    It must be over twice its standard error, with the last minute and without it: what the last
-    minute alone makes is a step, and nothing says that it goes on. Nor does one go on whose newest
-    bin is back on the other side of the mean.
+    It must be over twice its standard error, and both halves must climb: the least of the three
+    counts. A step leaves at least one half level, and nothing says that it goes on.
     """
-    if (bins[-1] - _mean(bins)) * _fit_slope(bins) <= 0:
+    whole, error = _fit_slope(bins)
+    if abs(whole) <= _SLOPE_ERRORS_MIN * error:
         return 0.0
-    whole, before = _fit_slope(bins), _fit_slope(bins[:-_RECENT_BINS])
-    return min(whole, before, key=abs) if whole * before > 0 else 0.0
+    middle = len(bins) // 2
+    slopes = (whole, _fit_slope(bins[:middle])[0], _fit_slope(bins[middle:])[0])
+    return min(slopes, key=abs) if min(slopes) * max(slopes) > 0 else 0.0
 
 
-def _fit_slope(bins: Sequence[int]) -> float:
+def _fit_slope(bins: Sequence[int]) -> tuple[float, float]:
+    """Return the slope a bin and its standard error; no slope of too few bins."""
     count = len(bins)
     if count < 2 * _SMOOTH_BINS:
-        return 0.0
+        return 0.0, math.inf
     middle, mean = (count - 1) / 2, _mean(bins)
     spread = sum((index - middle) ** 2 for index in range(count))
     slope = sum((index - middle) * (value - mean) for index, value in enumerate(bins)) / spread
     left = sum((value - mean - slope * (index - middle)) ** 2 for index, value in enumerate(bins))
-    error = math.sqrt(left / (count - 2) / spread)
-    return slope if abs(slope) > _SLOPE_ERRORS_MIN * error else 0.0
+    return slope, math.sqrt(left / (count - 2) / spread)
 
 
 def _mean(values: Sequence[float]) -> float:
