@@ -98,7 +98,7 @@ def test_a_replica_that_fell_silent_is_forgotten_and_its_gpu_free(board: WarmBoa
 def test_demand_is_what_waits_at_all_gateways() -> None:
     """One of each gateway's waiting requests is restricted."""
     found = list_demands([signals(gateway="g1", a=3), signals(gateway="g2", a=2)])
-    assert found == [WarmDemand("a", waiting=5, must_stay=2, usd_per_late_request=0.01)]
+    assert found == [WarmDemand("a", waiting=5, must_stay=2, usd_per_late_request=0.02)]
 
 
 def test_the_brain_counts_no_sleeper_whose_gpu_another_model_keeps() -> None:

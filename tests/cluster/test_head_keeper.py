@@ -63,11 +63,15 @@ def keep(script: str, port: int, environment: dict[str, str]) -> int:
 
 
 def find_head() -> list[int]:
-    return [
-        pid
-        for pid in list_marked(MARK_NODE, NODE)
-        if Path(f"/proc/{pid}/comm").read_text().startswith("raylet")
-    ]
+    return [pid for pid in list_marked(MARK_NODE, NODE) if read_name(pid).startswith("raylet")]
+
+
+def read_name(pid: int) -> str:
+    """The name of a process, nothing if it has ended since it was listed."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def test_a_head_that_was_killed_is_started_again(
