@@ -59,32 +59,38 @@ def say_mean(values: Sequence[float], digits: int) -> str:
 
 
 def render_report(records: Sequence[dict[str, Any]]) -> str:
-    """Return the whole table, then a line for each cell that misses a goal."""
-    cells: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    """Return the table, then a line for each cell and goal: met, or missed and why.
+
+    Policies of a cell are compared on the seeds that all of them have.
+    """
+    cells: dict[tuple[str, str], dict[str, dict[str, dict[str, Any]]]] = {}
     for record in records:
-        trace, scenario, _, policy = record["key"]
-        cells.setdefault((trace, scenario), {}).setdefault(policy, []).append(record)
+        trace, scenario, seed, policy = record["key"]
+        cell = cells.setdefault((trace.split(".")[0], scenario), {})
+        cell.setdefault(policy, {})[seed] = record
     lines = [
         "| trace | scenario | policy | seeds | SLO met % | cloud $ | TTFT p99 s | launches |",
         "|---|---|---|---|---|---|---|---|",
     ]
     verdicts: list[str] = []
     for (trace, scenario), policies in sorted(cells.items()):
-        for name, rows in policies.items():
-            lines.append(_render_row(trace.split(".")[0], scenario, name, rows))
-        verdicts += [f"- {trace.split('.')[0]}, {scenario}: {v}" for v in _judge(policies)]
+        seeds = sorted(set.intersection(*(set(rows) for rows in policies.values())))
+        common = {name: [rows[seed] for seed in seeds] for name, rows in policies.items()}
+        if seeds:
+            lines += [_render_row(trace, scenario, name, rows) for name, rows in common.items()]
+            verdicts += [f"- {trace}, {scenario}: {verdict}" for verdict in _judge(common)]
     return "\n".join([*lines, "", *verdicts]) + "\n"
 
 
 def _render_row(trace: str, scenario: str, name: str, rows: Sequence[dict[str, Any]]) -> str:
     figures = [row["figures"] for row in rows]
     ttft = [one["ttft_p99_s"] for one in figures if one["ttft_p99_s"] is not None]
+    launches = say_mean([float(one["launches"]) for one in figures], 1) if ttft else "-"
     return (
         f"| {trace} | {scenario} | {name} | {len(rows)} "
         f"| {say_mean([100 * one['slo_attainment'] for one in figures], 1)} "
         f"| {say_mean([one['cloud_usd'] for one in figures], 2)} "
-        f"| {say_mean(ttft, 2) if ttft else '-'} "
-        f"| {say_mean([float(one['launches']) for one in figures], 1)} |"
+        f"| {say_mean(ttft, 1) if ttft else '-'} | {launches} |"
     )
 
 
@@ -104,7 +110,7 @@ def _judge(policies: dict[str, list[dict[str, Any]]]) -> list[str]:
     if "ray-default" in mean:
         ray_attained, ray_usd = mean["ray-default"]
         is_met = attained >= ray_attained and usd <= _RAY_RATIO * ray_usd
-        saved = f"{1 - usd / ray_usd:.0%} less" if ray_usd else "ray-default spent nothing"
+        saved = f"${usd:.2f} against ${ray_usd:.2f}"
         found.append(
             f"{_word(is_met)} 40 % less than ray-default: {saved}, {attained:.1%} in time "
             f"against {ray_attained:.1%}"
