@@ -17,7 +17,7 @@ run-tests = $(BIN)/pytest -m "$(1)" $(2) || { \
 	  printf '\n%s\n' "===== SECOND RUN of what failed above, one by one ====="; \
 	  $(BIN)/pytest -m "$(1)" --last-failed --last-failed-no-failures none || exit; \
 	  printf '\n%s\n' "===== PASSED AT THE SECOND RUN ONLY: each test of the second run is a defect ====="; }
-# Tests that start clusters mostly wait: three run beside each other (tests/conftest.py says which).
+# Tests that start clusters mostly wait: two run beside each other (tests/conftest.py says which).
 CLUSTERS := (ray or vllm or lab) and not lab_long
 
 .PHONY: help setup serve demo lab lab-long test unit check lock wheel clean
@@ -52,7 +52,7 @@ lab-long: setup ## the lab's tests of many minutes: long WAN cuts, repeats (root
 test: setup ## all tests, real Ray and one real vLLM engine included; ARGS="-k words" for some
 ifeq ($(ARGS),)
 	@$(call run-tests,not ray and not vllm and not lab,-n auto --dist worksteal -q)
-	@$(call run-tests,$(CLUSTERS),-n 3 --dist loadscope -v --durations=25)
+	@$(call run-tests,$(CLUSTERS),-n 2 --dist loadscope -v --durations=25)
 else
 	@$(BIN)/pytest $(ARGS)
 endif
