@@ -17,8 +17,10 @@ run-tests = $(BIN)/pytest -m "$(1)" $(2) || { \
 	  printf '\n%s\n' "===== SECOND RUN of what failed above, one by one ====="; \
 	  $(BIN)/pytest -m "$(1)" --last-failed --last-failed-no-failures none || exit; \
 	  printf '\n%s\n' "===== PASSED AT THE SECOND RUN ONLY: each test of the second run is a defect ====="; }
-# Tests that start clusters mostly wait: two run beside each other (tests/conftest.py says which).
-CLUSTERS := (ray or vllm or lab) and not lab_long
+# Tests that start clusters mostly wait: two run beside each other (tests/conftest.py says which). The
+# lab, which starts five machines at once, runs alone.
+CLUSTERS := (ray or vllm) and not lab and not lab_long
+LAB := lab and not lab_long
 
 .PHONY: help setup serve demo lab lab-long test unit check lock wheel clean
 
@@ -53,6 +55,7 @@ test: setup ## all tests, real Ray and one real vLLM engine included; ARGS="-k w
 ifeq ($(ARGS),)
 	@$(call run-tests,not ray and not vllm and not lab,-n auto --dist worksteal -q)
 	@$(call run-tests,$(CLUSTERS),-n 2 --dist loadscope -v --durations=25)
+	@$(call run-tests,$(LAB),-v --durations=10)
 else
 	@$(BIN)/pytest $(ARGS)
 endif
