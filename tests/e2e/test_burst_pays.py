@@ -5,8 +5,8 @@ from gateway, ledger and Ray, and only a whole cluster brings them to the brain.
 each other, in this order.
 
 One owned replica with 8 slots answers 40 tokens in 4.7 s (`demo` of the GPU table: 0.1 s a token
-and 0.002 s for each request beside it), so it begins 8 / 4.7 s = 1.7 requests a second; 0.46 a
-second of them are room for keeping 10 s (ln 100 / 10 s). 2.5 a second are 1.2 too many. A cloud
+and 0.002 s for each request beside it), so it begins 8 / 4.7 s = 1.7 requests a second; 0.3 a
+second of them are room for keeping 10 s (ln 20 / 10 s). 2.5 a second are 1.1 too many. A cloud
 replica with 4 slots begins 4 / 4.4 s = 0.9 of them. It costs 1.861 $/h x (50 s cold start + 20 s
 lease) = 0.036 $, which is 7.2 late requests at 0.005 $ each. In its lease, on average 60 s away, it
 begins 20 s x 0.9 = 18 requests in time if the rise still goes on then. A rise that has lasted d
