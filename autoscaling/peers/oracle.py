@@ -32,7 +32,7 @@ from dataclasses import replace
 
 from autoscaling.peers.oracle_program import Program, Rented, Terms
 from autoscaling.peers.oracle_work import Kind, list_kinds, measure_requests, sort_into_classes
-from autoscaling.simulator.market import list_sold_out
+from autoscaling.peers.renting import find_usd_per_hour, list_holders, list_spells
 from autoscaling.simulator.scenario import BootTimes, Scenario
 from autoscaling.simulator.tally import Outcome, Spent, Tally, build_outcome
 from autoscaling.simulator.traffic import Traffic
@@ -47,7 +47,6 @@ _CELL_S = 30.0
 _CELLS_MAX = 240
 _FAST_SIGMAS = 3.0
 _S_PER_HOUR = 3600.0
-_GPU = "GPU"
 
 
 def bound_cost(
@@ -98,19 +97,10 @@ def _list_rented(kinds: list[Kind], scenario: Scenario, terms: Terms, *, seed: i
     found: list[Rented] = []
     for number, kind in enumerate(kinds):
         for pool in kind.pools:
-            holders = [] if pool.owned else _list_holders(pool, scenario)
+            holders = [] if pool.owned else list_holders(pool, scenario)
             if holders:
                 found.append(_rent(number, pool, holders, scenario, terms, seed=seed))
     return found
-
-
-def _list_holders(pool: PoolSpec, scenario: Scenario) -> list[NodeTypeSettings]:
-    """Return the node types whose GPUs a pool's replicas may take."""
-    return [
-        kind
-        for kind in scenario.settings.node_types.values()
-        if (kind.site, kind.market) == (pool.site, pool.market) and kind.resources.get(_GPU)
-    ]
 
 
 def _rent(
@@ -122,27 +112,18 @@ def _rent(
     *,
     seed: int,
 ) -> Rented:
-    share = pool.gpus_per_replica
-    until_s = terms.cell_s * terms.cells
     site = scenario.settings.sites[SiteName(pool.site)]
     is_spot = pool.market == "spot"
-    spells = [
-        list_sold_out(kind.name, scenario.spot, seed=seed, until_s=until_s + scenario.settle_s)
-        if is_spot
-        else ()
-        for kind in holders
-    ]
+    until_s = terms.cell_s * terms.cells
+    spells = list_spells(pool, holders, scenario, seed=seed, until_s=until_s)
     begins_s = terms.ends_s - terms.cell_s
     may_ask = tuple(
         not all(any(b <= begin and end <= e for b, e in one) for one in spells)
         for begin, end in zip(begins_s, terms.ends_s, strict=True)
     )
-    usd_per_hour = min(
-        float(kind.usd_per_hour) * share / float(kind.resources[_GPU]) for kind in holders
-    )
     return Rented(
         kind=number,
-        usd_per_s=usd_per_hour / _S_PER_HOUR,
+        usd_per_s=find_usd_per_hour(pool, holders) / _S_PER_HOUR,
         replicas_max=pool.max_replicas,
         may_ask=may_ask,
         lease_s=_expect_lease_s(scenario) if is_spot else terms.lease_s,
