@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from autoscaling.brain_loop import build_policy
+from autoscaling.peers.foresight import build_foresight
 from autoscaling.peers.queue_hpa import QueueHpa
 from autoscaling.peers.sizing import build_sizing
 from autoscaling.peers.skyserve import SkyServe
@@ -19,7 +20,7 @@ from autoscaling.simulator.traffic import Traffic
 from cluster.errors import ConfigError
 
 
-def _build_ray_default(_traffic: Traffic, _scenario: Scenario) -> Policy:
+def _build_ray_default(_traffic: Traffic, _scenario: Scenario, _seed: int) -> Policy:
     try:
         from autoscaling.peers.ray_default import RayDefault  # noqa: PLC0415 - Ray, only if asked
     except ImportError as exc:
@@ -43,15 +44,16 @@ def _bound_cost(traffic: Traffic, scenario: Scenario, *, seed: int) -> Outcome:
 
 _ORACLE = "oracle"
 
-_BUILDERS: Mapping[str, Callable[[Traffic, Scenario], Policy]] = {
-    "tidegate": lambda _, scenario: TidegatePolicy(build_policy(scenario.settings.burst)),
+_BUILDERS: Mapping[str, Callable[[Traffic, Scenario, int], Policy]] = {
+    "tidegate": lambda _, scenario, _seed: TidegatePolicy(build_policy(scenario.settings.burst)),
     "ray-default": _build_ray_default,
-    "skyserve": lambda traffic, scenario: SkyServe(build_sizing(traffic, scenario)),
-    "wva": lambda _traffic, _scenario: Wva(),
-    "queue-hpa": lambda _traffic, _scenario: QueueHpa(),
-    "static-peak": lambda traffic, scenario: StaticPeak(build_sizing(traffic, scenario)),
-    "onprem-only": lambda traffic, scenario: OnPremOnly(build_sizing(traffic, scenario)),
-    "all-cloud": lambda traffic, scenario: AllCloud(build_sizing(traffic, scenario)),
+    "skyserve": lambda traffic, scenario, _: SkyServe(build_sizing(traffic, scenario)),
+    "wva": lambda _traffic, _scenario, _seed: Wva(),
+    "queue-hpa": lambda _traffic, _scenario, _seed: QueueHpa(),
+    "static-peak": lambda traffic, scenario, _: StaticPeak(build_sizing(traffic, scenario)),
+    "onprem-only": lambda traffic, scenario, _: OnPremOnly(build_sizing(traffic, scenario)),
+    "all-cloud": lambda traffic, scenario, _: AllCloud(build_sizing(traffic, scenario)),
+    "foresight": lambda traffic, scenario, seed: build_foresight(traffic, scenario, seed=seed),
 }
 
 POLICY_NAMES = (*_BUILDERS, _ORACLE)
@@ -78,7 +80,7 @@ def run_policy(
         return _bound_cost(traffic, scenario, seed=seed)
     if name not in _BUILDERS:
         raise ConfigError(f"--policy must be one of {', '.join(POLICY_NAMES)}; got {name!r}.")
-    policy = _BUILDERS[name](traffic, scenario)
+    policy = _BUILDERS[name](traffic, scenario, seed)
     if ablated:
         brain = replace(build_policy(scenario.settings.burst), ablated=ablated)
         policy = TidegatePolicy(brain)
