@@ -7,6 +7,8 @@ usage, which is kept back from clients that didn't ask for it.
 import json
 from dataclasses import dataclass, field
 
+from deployments.usage import Usage, read_usage
+
 _GAP = b"\n\n"
 _DONE = b"data: [DONE]"
 _ERROR = b'data: {"error"'
@@ -27,8 +29,7 @@ class EventRelay:
     wants_usage: bool
     is_done: bool = False
     has_failed: bool = False
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    usage: Usage = field(default_factory=Usage)
     _rest: bytes = field(default=b"", repr=False)
 
     def feed(self, piece: bytes) -> bytes:
@@ -58,19 +59,8 @@ class EventRelay:
         usage = chunk.get("usage")
         if not isinstance(usage, dict):
             return True
-        self.prompt_tokens, self.completion_tokens = read_usage(usage)
+        self.usage = read_usage(usage)
         return self.wants_usage or bool(chunk.get("choices"))
-
-
-def read_usage(usage: object) -> tuple[int | None, int | None]:
-    """Prompt and completion tokens in an OpenAI usage object; None for what it doesn't say."""
-    if not isinstance(usage, dict):
-        return None, None
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    return (
-        prompt if isinstance(prompt, int) else None,
-        completion if isinstance(completion, int) else None,
-    )
 
 
 def render_event(payload: bytes) -> bytes:

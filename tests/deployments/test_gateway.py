@@ -434,6 +434,7 @@ async def test_signals_count_what_came_and_what_was_answered(world: Any) -> None
     """Three answers of 3 + 2 tokens, one of them whole; a refused key and a bad body don't count.
 
     A stream tells when its first token came, so two of three have a TTFT, and one token after it.
+    One token of each prompt was cached.
     """
     opened = await world(owned=[ScriptedReplica()])
     await opened.chat(stream=True)
@@ -446,6 +447,7 @@ async def test_signals_count_what_came_and_what_was_answered(world: Any) -> None
     served = model.pools[0].served
     assert (served.requests, served.prompt_tokens, served.output_tokens) == (3, 9, 6)
     assert (served.first_tokens, served.decode_tokens) == (2, 2)
+    assert served.cached_tokens == 3
     assert served.hold_s >= served.decode_s > 0
     assert served.ttft_s > 0
     assert model.pools[1].served == Served()
