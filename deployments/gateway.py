@@ -46,7 +46,7 @@ from deployments.signals import GatewaySignals, ModelSignal, PoolSignal
 from deployments.spec import ModelSpec
 from deployments.sse import BrokenEventError, EventRelay, render_event
 from deployments.upstream import Exchange, ReplicaFailedError, Upstream
-from deployments.usage import Usage, read_usage
+from deployments.usage import Usage, hide_reuse, read_usage
 from deployments.wire import CompletionBase, render_request
 
 # Serve configures handlers for its own logger and that one's children only.
@@ -373,8 +373,7 @@ class Gateway:
             rest = exchange.iterate()
             relay = EventRelay(wants_usage=request.wants_usage) if request.stream else None
             if relay is None:
-                first = await exchange.read()
-                _note_usage(record, first)
+                first = _take_usage(record, await exchange.read())
             else:
                 first = await _first_events(relay, rest)
         except BaseException:
@@ -489,12 +488,15 @@ async def _first_events(relay: EventRelay, rest: AsyncIterator[bytes]) -> bytes:
     raise ReplicaFailedError("the stream ended before its first event")
 
 
-def _note_usage(record: Record, body: bytes) -> None:
+def _take_usage(record: Record, body: bytes) -> bytes:
+    """Note what an answer sent whole took; return what the client gets of it."""
     try:
-        usage = json.loads(body).get("usage")
+        answer = json.loads(body)
+        usage = answer.get("usage")
     except (ValueError, AttributeError) as exc:
         raise ReplicaFailedError("the answer isn't a JSON object") from exc
     record.usage = read_usage(usage)
+    return hide_reuse(answer) or body
 
 
 def _engine_message(body: bytes) -> str:

@@ -1,13 +1,14 @@
 """A stream of server-sent events on its way through: seen, hardly touched.
 
 Pure. Whole events go through as they came. Looked at are the end mark and the event that carries
-usage, which is kept back from clients that didn't ask for it.
+usage, which is kept back from clients that didn't ask for it; others get it without what it says of
+reused prompts (`deployments.usage.hide_reuse`).
 """
 
 import json
 from dataclasses import dataclass, field
 
-from deployments.usage import Usage, read_usage
+from deployments.usage import Usage, hide_reuse, read_usage
 
 _GAP = b"\n\n"
 _DONE = b"data: [DONE]"
@@ -45,22 +46,23 @@ class EventRelay:
         self.has_failed = self.has_failed or _ERROR in whole
         if b'"usage"' not in whole and _DONE not in whole:
             return whole
-        return b"".join(
-            event + _GAP for event in whole.split(_GAP) if event and self._passes(event)
-        )
+        return b"".join(self._let_through(event) for event in whole.split(_GAP) if event)
 
-    def _passes(self, event: bytes) -> bool:
+    def _let_through(self, event: bytes) -> bytes:
+        """What the client gets of one event."""
         if event.startswith(_DONE):
             self.is_done = True
-            return True
+            return event + _GAP
         if b'"usage"' not in event:
-            return True
+            return event + _GAP
         chunk = _chunk_of(event)
         usage = chunk.get("usage")
-        if not isinstance(usage, dict):
-            return True
-        self.usage = read_usage(usage)
-        return self.wants_usage or bool(chunk.get("choices"))
+        if isinstance(usage, dict):
+            self.usage = read_usage(usage)
+            if not self.wants_usage and not chunk.get("choices"):
+                return b""
+        hidden = hide_reuse(chunk)
+        return event + _GAP if hidden is None else render_event(hidden)
 
 
 def render_event(payload: bytes) -> bytes:

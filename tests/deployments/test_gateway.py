@@ -148,6 +148,7 @@ async def test_an_answer_comes_back_with_usage_and_says_where_it_came_from(world
     assert response.status_code == 200
     assert response.json()["choices"][0]["message"]["content"] == "hello you"
     assert response.json()["usage"]["total_tokens"] == 5
+    assert "cached_tokens" not in response.text
     assert response.headers["x-tidegate-site"] == "onprem"
     assert response.headers["x-tidegate-replica"] == "onprem-0"
     assert response.headers["x-tidegate-data-class"] == "internal"
@@ -166,6 +167,7 @@ async def test_a_stream_carries_usage_exactly_when_asked(world: Any, *, asks: bo
     assert found[-1] == "[DONE]"
     assert len(found) == (4 if asks else 3)
     assert any('"usage"' in event for event in found) is asks
+    assert "cached_tokens" not in response.text
     labels = {"model": "m", "site": "onprem", "kind": "completion"}
     assert opened.figure("tidegate_tokens_total", **labels) == 2
 

@@ -25,6 +25,15 @@ def test_where_the_stream_is_cut_makes_no_difference(cuts: list[int], *, wants_u
     assert relay.usage == Usage(3, 2)
 
 
+def test_usage_is_noted_whole_and_passed_on_without_the_cached_part() -> None:
+    details = {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}}
+    event = b"data: " + json.dumps({"choices": [], "usage": details}).encode() + b"\n\n"
+    relay = EventRelay(wants_usage=True)
+    (chunk,) = list_chunks(relay.feed(event))
+    assert chunk == {"choices": [], "usage": {"prompt_tokens": 3, "prompt_tokens_details": None}}
+    assert relay.usage == Usage(3, cached_tokens=2)
+
+
 def test_a_word_that_looks_like_usage_is_not_taken_for_it() -> None:
     event = b'data: {"choices":[{"delta":{"content":"\\"usage\\""}}]}\n\n'
     assert EventRelay(wants_usage=False).feed(event) == event
