@@ -4,7 +4,8 @@ An A100 on-prem and an L40S in the cloud add up here, and so do short and long r
 is that of the largest batch which keeps the promised time per token and fits slots and KV memory:
 n requests at once, each with one prefill and O tokens at the batch's pace. Each of them brings the
 others one prefill per O steps, so the pace is base + n x (slope of decoding alone + a prefill's
-share). With the lengths a row of the GPU table was fitted with, this is the row's own pace.
+share). A prefill is of what has to be read: what the engine has from earlier prompts costs memory,
+but no time. With the lengths a row of the GPU table was fitted with, this is the row's own pace.
 
 Measurements correct the table (`autoscaling.learning`). Pure.
 """
@@ -16,10 +17,20 @@ from deployments.continuous_batching import Performance
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Mean tokens of a request."""
+    """Mean tokens of a request, of whose prompt `cached_tokens` needn't be read.
+
+    The whole prompt counts in KV memory: a prefix is shared there only with requests that run at
+    the same moment, and how many do is not reported.
+    """
 
     prompt_tokens: float
     output_tokens: float
+    cached_tokens: float = 0.0
+
+    @property
+    def read_tokens(self) -> float:
+        """What has to be read of a prompt; never negative, whatever counters say."""
+        return max(0.0, self.prompt_tokens - self.cached_tokens)
 
 
 def find_pace_s(performance: Performance, lengths: Lengths, *, batch: float) -> float:
@@ -27,7 +38,7 @@ def find_pace_s(performance: Performance, lengths: Lengths, *, batch: float) -> 
 
     `performance` is that of decoding alone (`PerformanceRow.to_decode_performance`).
     """
-    prefill_s = performance.prefill_per_token_s * lengths.prompt_tokens
+    prefill_s = performance.prefill_per_token_s * lengths.read_tokens
     slope_s = performance.tpot_per_running_s + prefill_s / max(1.0, lengths.output_tokens)
     return performance.tpot_base_s + batch * slope_s
 
@@ -48,6 +59,6 @@ def find_batch(performance: Performance, lengths: Lengths, *, slots: int, tpot_s
 def find_rps(performance: Performance, lengths: Lengths, *, slots: int, tpot_s_max: float) -> float:
     """Return the requests a second that one replica sustains within the promise."""
     batch = find_batch(performance, lengths, slots=slots, tpot_s_max=tpot_s_max)
-    prefill_s = performance.prefill_s(1) + performance.prefill_per_token_s * lengths.prompt_tokens
+    prefill_s = performance.prefill_s(1) + performance.prefill_per_token_s * lengths.read_tokens
     decode_s = lengths.output_tokens * find_pace_s(performance, lengths, batch=batch)
     return batch / (prefill_s + decode_s)

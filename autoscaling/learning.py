@@ -35,6 +35,7 @@ _SPEED_MIN, _SPEED_MAX = 0.25, 4.0
 class LengthSums:
     """Requests, their tokens and their time, each halved every `_HALF_LIFE_S`.
 
+    `cached_tokens` of `prompt_tokens` weren't read again.
     `hold_s` is how long the answered ones held slots, `streams_s` how long slots were held at all.
     """
 
@@ -43,6 +44,7 @@ class LengthSums:
     output_tokens: float = 0.0
     hold_s: float = 0.0
     streams_s: float = 0.0
+    cached_tokens: float = 0.0
 
     @property
     def mean(self) -> Lengths | None:
@@ -56,8 +58,11 @@ class LengthSums:
             return None
         stretch = self.streams_s / self.hold_s if self.hold_s > 0 else 1.0
         stretch = min(_STRETCH_MAX, max(1.0, stretch))
-        prompt_tokens = self.prompt_tokens / self.requests
-        return Lengths(prompt_tokens, stretch * self.output_tokens / self.requests)
+        return Lengths(
+            prompt_tokens=self.prompt_tokens / self.requests,
+            output_tokens=stretch * self.output_tokens / self.requests,
+            cached_tokens=self.cached_tokens / self.requests,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +251,7 @@ def _lengthen(sums: LengthSums, new: Served, *, streams_s: float) -> LengthSums:
         sums.output_tokens + new.output_tokens,
         sums.hold_s + new.hold_s,
         sums.streams_s + streams_s,
+        sums.cached_tokens + new.cached_tokens,
     )
 
 
@@ -257,6 +263,7 @@ def _fade(sums: LengthSums) -> LengthSums:
         sums.output_tokens * share,
         sums.hold_s * share,
         sums.streams_s * share,
+        sums.cached_tokens * share,
     )
 
 
@@ -273,6 +280,7 @@ def _subtract(now: Served, before: Served | None) -> Served:
         ttft_s=now.ttft_s - before.ttft_s,
         decode_tokens=now.decode_tokens - before.decode_tokens,
         decode_s=now.decode_s - before.decode_s,
+        cached_tokens=now.cached_tokens - before.cached_tokens,
     )
 
 
@@ -286,4 +294,5 @@ def _add(one: Served, other: Served) -> Served:
         ttft_s=one.ttft_s + other.ttft_s,
         decode_tokens=one.decode_tokens + other.decode_tokens,
         decode_s=one.decode_s + other.decode_s,
+        cached_tokens=one.cached_tokens + other.cached_tokens,
     )

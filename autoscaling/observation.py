@@ -102,7 +102,13 @@ def _find_absurd_counter(model: ModelSignal) -> str | None:
         return f"{model.arrived_may_burst} of {model.arrived} requests that arrived may burst"
     found = _find_absurd_number("the model", _MODEL_COUNTERS, _read_model_counters(model))
     for pool in model.pools:
-        counters = _read_served_counters(pool.served)
+        served = pool.served
+        if served.cached_tokens > served.prompt_tokens:
+            return (
+                f"{served.cached_tokens} of {served.prompt_tokens} prompt tokens of {pool.pool} "
+                "were cached"
+            )
+        counters = _read_served_counters(served)
         found = found or _find_absurd_number(pool.pool, _SERVED_COUNTERS, counters)
     return found
 

@@ -37,6 +37,8 @@ _ENVIRONMENT = {
     # A forked engine would show its parent's environment, without the mark it is found by.
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
+# Usage says what of a prompt wasn't read again: without it a pool's capacity is guessed too low.
+_DEFAULT_ENGINE_ARGS = {"enable_prompt_tokens_details": True}
 _CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 # Without AMX, bfloat16 takes 2.4 times as long as float32. Compiling saves 15 % of the CPU time of
 # a token and costs minutes at a first start; a pool that lives for long may turn it on.
@@ -174,7 +176,7 @@ def build_engine_args(model: ModelSpec, pool: PoolSpec) -> dict[str, Any]:
             f"pool {pool.name}: engine_args must not name {', '.join(taken)}. "
             "Use context_tokens and weights of the model, and slots of the pool."
         )
-    defaults = _CPU_ENGINE_ARGS if pool.accelerator == "cpu" else {}
+    defaults = {**_DEFAULT_ENGINE_ARGS, **(_CPU_ENGINE_ARGS if pool.accelerator == "cpu" else {})}
     if pool.gpu_shares > 1:
         defaults = {**defaults, "enable_sleep_mode": True}
     return {

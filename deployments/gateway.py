@@ -44,8 +44,9 @@ from deployments.residency import (
 from deployments.served_tally import ServedTally, Settled
 from deployments.signals import GatewaySignals, ModelSignal, PoolSignal
 from deployments.spec import ModelSpec
-from deployments.sse import BrokenEventError, EventRelay, read_usage, render_event
+from deployments.sse import BrokenEventError, EventRelay, render_event
 from deployments.upstream import Exchange, ReplicaFailedError, Upstream
+from deployments.usage import Usage, hide_reuse, read_usage
 from deployments.wire import CompletionBase, render_request
 
 # Serve configures handlers for its own logger and that one's children only.
@@ -110,8 +111,7 @@ class Record:
     is_stream: bool = False
     waited_s: float | None = None
     first_byte_s: float | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    usage: Usage = field(default_factory=Usage)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -177,8 +177,7 @@ class Answer:
         self._begun.slot.release()
         relay = self._begun.relay
         if relay is not None:
-            self._record.prompt_tokens = relay.prompt_tokens
-            self._record.completion_tokens = relay.completion_tokens
+            self._record.usage = relay.usage
         self._gateway.settle(self._record, self._outcome)
 
 
@@ -267,8 +266,9 @@ class Gateway:
         site = record.slot.address.site if record.slot else NOWHERE
         data_class = record.data_class.value if record.data_class else NOWHERE
         self.metrics.requests.labels(model, site, data_class, outcome).inc()
-        self.metrics.tokens.labels(model, site, "prompt").inc(record.prompt_tokens or 0)
-        self.metrics.tokens.labels(model, site, "completion").inc(record.completion_tokens or 0)
+        usage = record.usage
+        self.metrics.tokens.labels(model, site, "prompt").inc(usage.prompt_tokens or 0)
+        self.metrics.tokens.labels(model, site, "completion").inc(usage.completion_tokens or 0)
         line = {
             "request_id": record.request_id,
             "tenant": record.tenant,
@@ -283,8 +283,8 @@ class Gateway:
             "waited_s": _rounded(record.waited_s),
             "first_byte_s": _rounded(record.first_byte_s),
             "total_s": _rounded(total_s),
-            "prompt_tokens": record.prompt_tokens,
-            "completion_tokens": record.completion_tokens,
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
         }
         audit.info("%s", json.dumps(line))
 
@@ -373,8 +373,7 @@ class Gateway:
             rest = exchange.iterate()
             relay = EventRelay(wants_usage=request.wants_usage) if request.stream else None
             if relay is None:
-                first = await exchange.read()
-                _note_usage(record, first)
+                first = _take_usage(record, await exchange.read())
             else:
                 first = await _first_events(relay, rest)
         except BaseException:
@@ -398,8 +397,9 @@ class Gateway:
             held_from_s=record.waited_s or 0.0,
             ended_s=total_s,
             first_token_s=record.first_byte_s if record.is_stream else None,
-            prompt_tokens=record.prompt_tokens,
-            output_tokens=record.completion_tokens,
+            prompt_tokens=record.usage.prompt_tokens,
+            output_tokens=record.usage.completion_tokens,
+            cached_tokens=record.usage.cached_tokens,
         )
         desk.served.note(record.slot.address.pool, settled)
 
@@ -488,12 +488,15 @@ async def _first_events(relay: EventRelay, rest: AsyncIterator[bytes]) -> bytes:
     raise ReplicaFailedError("the stream ended before its first event")
 
 
-def _note_usage(record: Record, body: bytes) -> None:
+def _take_usage(record: Record, body: bytes) -> bytes:
+    """Note what an answer sent whole took; return what the client gets of it."""
     try:
-        usage = json.loads(body).get("usage")
+        answer = json.loads(body)
+        usage = answer.get("usage")
     except (ValueError, AttributeError) as exc:
         raise ReplicaFailedError("the answer isn't a JSON object") from exc
-    record.prompt_tokens, record.completion_tokens = read_usage(usage)
+    record.usage = read_usage(usage)
+    return hide_reuse(answer) or body
 
 
 def _engine_message(body: bytes) -> str:

@@ -18,6 +18,7 @@ class Settled:
     """How one request went that held a slot. Seconds since it arrived; None = it isn't known.
 
     `first_token_s` is known of streams only: an answer sent whole hides when its first token came.
+    `cached_tokens` of the prompt's weren't read again; an engine that doesn't say reuses none.
     """
 
     held_from_s: float
@@ -25,6 +26,7 @@ class Settled:
     first_token_s: float | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
+    cached_tokens: int | None = None
 
 
 @dataclass(slots=True)
@@ -40,6 +42,7 @@ class PoolCounts:
     decode_tokens: int = 0
     decode_s: float = 0.0
     waited_s: float = 0.0
+    cached_tokens: int = 0
 
     def add(self, settled: Settled) -> None:
         """Add one request."""
@@ -54,6 +57,8 @@ class PoolCounts:
         self.requests += 1
         self.prompt_tokens += prompt
         self.output_tokens += output
+        cached = settled.cached_tokens
+        self.cached_tokens += cached if _is_length(cached) and cached <= prompt else 0
         self.hold_s += max(0.0, settled.ended_s - settled.held_from_s)
         if first_s is not None and output > 1:
             self.decode_tokens += output - 1

@@ -30,7 +30,8 @@ class Served:
 
     `hold_s` adds up how long slots were held, `ttft_s` the time from arrival to the first token,
     `waited_s` the part of it before there was a slot, `decode_s` the time of the `decode_tokens`
-    that came after it.
+    that came after it. `cached_tokens` is the part of `prompt_tokens` that engines had from earlier
+    prompts and didn't read again.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -44,6 +45,7 @@ class Served:
     decode_tokens: int = 0
     decode_s: float = 0.0
     waited_s: float = 0.0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

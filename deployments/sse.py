@@ -1,11 +1,14 @@
 """A stream of server-sent events on its way through: seen, hardly touched.
 
 Pure. Whole events go through as they came. Looked at are the end mark and the event that carries
-usage, which is kept back from clients that didn't ask for it.
+usage, which is kept back from clients that didn't ask for it; others get it without what it says of
+reused prompts (`deployments.usage.hide_reuse`).
 """
 
 import json
 from dataclasses import dataclass, field
+
+from deployments.usage import Usage, hide_reuse, read_usage
 
 _GAP = b"\n\n"
 _DONE = b"data: [DONE]"
@@ -27,8 +30,7 @@ class EventRelay:
     wants_usage: bool
     is_done: bool = False
     has_failed: bool = False
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    usage: Usage = field(default_factory=Usage)
     _rest: bytes = field(default=b"", repr=False)
 
     def feed(self, piece: bytes) -> bytes:
@@ -44,33 +46,23 @@ class EventRelay:
         self.has_failed = self.has_failed or _ERROR in whole
         if b'"usage"' not in whole and _DONE not in whole:
             return whole
-        return b"".join(
-            event + _GAP for event in whole.split(_GAP) if event and self._passes(event)
-        )
+        return b"".join(self._let_through(event) for event in whole.split(_GAP) if event)
 
-    def _passes(self, event: bytes) -> bool:
+    def _let_through(self, event: bytes) -> bytes:
+        """What the client gets of one event."""
         if event.startswith(_DONE):
             self.is_done = True
-            return True
+            return event + _GAP
         if b'"usage"' not in event:
-            return True
+            return event + _GAP
         chunk = _chunk_of(event)
         usage = chunk.get("usage")
-        if not isinstance(usage, dict):
-            return True
-        self.prompt_tokens, self.completion_tokens = read_usage(usage)
-        return self.wants_usage or bool(chunk.get("choices"))
-
-
-def read_usage(usage: object) -> tuple[int | None, int | None]:
-    """Prompt and completion tokens in an OpenAI usage object; None for what it doesn't say."""
-    if not isinstance(usage, dict):
-        return None, None
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    return (
-        prompt if isinstance(prompt, int) else None,
-        completion if isinstance(completion, int) else None,
-    )
+        if isinstance(usage, dict):
+            self.usage = read_usage(usage)
+            if not self.wants_usage and not chunk.get("choices"):
+                return b""
+        hidden = hide_reuse(chunk)
+        return event + _GAP if hidden is None else render_event(hidden)
 
 
 def render_event(payload: bytes) -> bytes:

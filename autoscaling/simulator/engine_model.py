@@ -24,7 +24,11 @@ CHUNK_TOKENS = 2048
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """One request in an engine. `blocks` are the hashes of its prompt's blocks, in order."""
+    """One request in an engine. `blocks` are the hashes of its prompt's blocks, in order.
+
+    `cached_tokens` of its prompt weren't read when it began, None = it hasn't begun. What is read
+    once more after running out of memory isn't counted, as vLLM doesn't either.
+    """
 
     prompt_tokens: int
     output_tokens: int
@@ -33,6 +37,7 @@ class Work:
     start_pace: float = 0.0
     moves: int = 0
     is_decoding: bool = False
+    cached_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +231,8 @@ class EngineModel:
             free = performance.kv_capacity_tokens - self._kv_tokens()
             hits = self._cache.reuse(work.blocks, blocks_max=max(0, int(free)) // BLOCK_TOKENS)
             tokens = max(1.0, tokens - hits * BLOCK_TOKENS)
+            if work.cached_tokens is None:
+                work.cached_tokens = min(hits * BLOCK_TOKENS, work.prompt_tokens - 1)
         if self._chunk_tokens is None:
             self._prefill_ends_s = self._now_s + performance.prefill_s(math.ceil(tokens))
             return

@@ -257,6 +257,7 @@ class Fleet:
         served.requests += 1
         served.prompt_tokens += request.prompt_tokens
         served.output_tokens += request.output_tokens
+        served.cached_tokens += live.work.cached_tokens or 0
         served.hold_s += now_s - live.submitted_s + way_s
         served.decode_tokens += steps
         served.decode_s += now_s - first_s

@@ -67,6 +67,7 @@ class PoolTally:
     ttft_s: float = 0.0
     decode_tokens: int = 0
     decode_s: float = 0.0
+    cached_tokens: int = 0
 
     def as_served(self) -> Served:
         """The counts as a gateway would report them now."""
@@ -79,6 +80,7 @@ class PoolTally:
             ttft_s=self.ttft_s,
             decode_tokens=self.decode_tokens,
             decode_s=self.decode_s,
+            cached_tokens=self.cached_tokens,
         )
 
 

@@ -53,6 +53,26 @@ def test_each_request_brings_the_others_its_prefill_once_per_answer() -> None:
     assert find_pace_s(slow, LENGTHS, batch=5) == pytest.approx(2.0)
 
 
+def test_what_is_cached_of_a_prompt_takes_no_time() -> None:
+    """Of 100 tokens at 10 ms 60 are cached: the rate is that of prompts of 40."""
+    slow = replace(PLAIN, prefill_per_token_s=0.01)
+    reused, short = replace(LENGTHS, cached_tokens=60), replace(LENGTHS, prompt_tokens=40)
+    assert find_pace_s(slow, reused, batch=5) == find_pace_s(slow, short, batch=5)
+    found, expected = (find_rps(slow, one, slots=5, tpot_s_max=9) for one in (reused, short))
+    assert found == pytest.approx(expected)
+
+
+def test_what_is_cached_of_a_prompt_takes_memory_all_the_same() -> None:
+    """A request holds 100 + 10/2 tokens however little of it was read; 400 hold three of them."""
+    small = replace(PLAIN, kv_capacity_tokens=400)
+    reused = replace(LENGTHS, cached_tokens=90)
+    assert find_batch(small, reused, slots=8, tpot_s_max=9) == 3
+
+
+def test_more_cached_than_there_was_costs_nothing_and_earns_nothing() -> None:
+    assert replace(LENGTHS, cached_tokens=101).read_tokens == 0
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_a_rows_own_lengths_give_the_rows_own_pace(name: str) -> None:
     """The fit's requests cost the others their prefill already: it isn't counted twice.

@@ -33,6 +33,7 @@ def times(served: Served, count: int) -> Served:
         hold_s=served.hold_s * count,
         decode_tokens=served.decode_tokens * count,
         decode_s=served.decode_s * count,
+        cached_tokens=served.cached_tokens * count,
     )
 
 
@@ -91,6 +92,49 @@ def test_lengths_forget_half_in_ten_minutes() -> None:
     after = teach(TABLED, bins=60, batch=Served(), learned=replace(before, served={}))
     assert after.lengths.requests == pytest.approx(before.lengths.requests / 2)
     assert after.lengths.mean == before.lengths.mean
+
+
+def test_half_of_each_prompt_cached_is_the_capacity_of_half_the_prompt() -> None:
+    """1,000 of each batch's 2,000 prompt tokens weren't read; memory is far from short."""
+    learned = teach(TABLED, bins=3, batch=replace(BATCH, cached_tokens=1000))
+    assert learned.lengths.mean == replace(LENGTHS, cached_tokens=50)
+    performance = find_performance(TABLED)
+    assert performance is not None
+    half = Lengths(50, 50)
+    expected = find_rps(performance, half, slots=TABLED.slots_per_replica, tpot_s_max=0.1)
+    assert rps_of(learned, TABLED) == pytest.approx(expected)
+    assert expected > table_rps(TABLED)
+
+
+def test_the_cached_share_of_prompts_is_forgotten_and_learned_anew() -> None:
+    """Half cached for ten minutes, then none for ten: the first weigh half, 50 x 0.5 / 1.5."""
+    reused = teach(TABLED, bins=60, batch=replace(BATCH, cached_tokens=1000))
+    later = teach(TABLED, bins=60, learned=replace(reused, served={}))
+    before, after = reused.lengths.mean, later.lengths.mean
+    assert before is not None
+    assert after is not None
+    assert (before.cached_tokens, after.cached_tokens) == pytest.approx((50, 50 / 3), rel=0.02)
+
+
+def test_a_pace_that_fits_what_was_read_corrects_nothing() -> None:
+    """All but 10 of 2,000 tokens are cached, and tokens come as fast as that makes them.
+
+    For whole prompts that pace would be more than twice the table's, and a correction.
+    """
+    performance = find_performance(TABLED)
+    assert performance is not None
+    lengths = Lengths(2000, 50, cached_tokens=1990)
+    pace_s = find_pace_s(performance, lengths, batch=5)
+    assert find_pace_s(performance, Lengths(2000, 50), batch=5) > 1.5 * pace_s
+    batch = replace(
+        BATCH,
+        prompt_tokens=40_000,
+        cached_tokens=39_800,
+        decode_tokens=1000,
+        decode_s=1000 * pace_s,
+    )
+    learned = teach(TABLED, bins=5, streams=5, batch=batch)
+    assert learned.speeds["onprem"].ratio == 1.0
 
 
 def test_the_table_tells_the_speed_of_a_row_until_measurements_do() -> None:
@@ -258,11 +302,14 @@ def test_gateways_add_up_their_answers_and_share_their_replicas() -> None:
     """Two gateways with 5 streams each fill the one replica of ten slots that both see."""
     learned = Learned()
     for second in range(21):
-        served = times(replace(BATCH, requests=10, hold_s=50.0), second // 10)
+        served = times(replace(BATCH, requests=10, hold_s=50.0, cached_tokens=700), second // 10)
         pool = replace(PLAIN, streams_running=5)
         seen = [report(pool, served, at_s=float(second), waiting=1, gateway=name) for name in "ab"]
         learned = learn(learned, seen, "m", now_s=float(second), keep_s=600)
     assert learned.speeds["onprem"].rps == pytest.approx(2.0), "20 in 10 s by one full replica"
+    mean = learned.lengths.mean
+    assert mean is not None
+    assert mean.cached_tokens == pytest.approx(70)
 
 
 def test_another_models_answers_teach_nothing() -> None:

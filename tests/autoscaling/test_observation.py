@@ -132,6 +132,10 @@ def test_absurd_signals_are_a_doubt_and_no_number_of_theirs_is_used(
             replace(MODEL, pools=(replace(POOL, served=Served(output_tokens=10**16)),)),
             "output_tokens of cloud-l4-on_demand is 1e+16, which isn't within 0..1e+15",
         ),
+        (
+            replace(MODEL, pools=(replace(POOL, served=Served(prompt_tokens=3, cached_tokens=4)),)),
+            "4 of 3 prompt tokens of cloud-l4-on_demand were cached",
+        ),
         (replace(MODEL, ttft_s_max=0.0), "ttft_s_max is 0, which isn't a time"),
         (replace(MODEL, tpot_s_max=math.nan), "tpot_s_max is nan, which isn't a time"),
         (
@@ -139,7 +143,16 @@ def test_absurd_signals_are_a_doubt_and_no_number_of_theirs_is_used(
             "usd_per_late_request is inf, which isn't a price",
         ),
     ],
-    ids=["negative", "more than all", "nan", "huge", "no ttft", "nan tpot", "infinite price"],
+    ids=[
+        "negative",
+        "more than all",
+        "nan",
+        "huge",
+        "more cached than all",
+        "no ttft",
+        "nan tpot",
+        "infinite price",
+    ],
 )
 def test_counters_and_objectives_that_cannot_be_true_are_a_doubt(
     model: ModelSignal, doubt: str

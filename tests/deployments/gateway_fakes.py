@@ -173,7 +173,12 @@ class ScriptedReplica:
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
 
-_USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+_USAGE = {
+    "prompt_tokens": 3,
+    "completion_tokens": 2,
+    "total_tokens": 5,
+    "prompt_tokens_details": {"cached_tokens": 1},
+}
 _WORD = {"choices": [{"index": 0, "delta": {"content": "hello"}, "finish_reason": None}]}
 _LAST = {"choices": [{"index": 0, "delta": {"content": " you"}, "finish_reason": "stop"}]}
 _WHOLE = {

@@ -148,6 +148,7 @@ async def test_an_answer_comes_back_with_usage_and_says_where_it_came_from(world
     assert response.status_code == 200
     assert response.json()["choices"][0]["message"]["content"] == "hello you"
     assert response.json()["usage"]["total_tokens"] == 5
+    assert "cached_tokens" not in response.text
     assert response.headers["x-tidegate-site"] == "onprem"
     assert response.headers["x-tidegate-replica"] == "onprem-0"
     assert response.headers["x-tidegate-data-class"] == "internal"
@@ -166,6 +167,7 @@ async def test_a_stream_carries_usage_exactly_when_asked(world: Any, *, asks: bo
     assert found[-1] == "[DONE]"
     assert len(found) == (4 if asks else 3)
     assert any('"usage"' in event for event in found) is asks
+    assert "cached_tokens" not in response.text
     labels = {"model": "m", "site": "onprem", "kind": "completion"}
     assert opened.figure("tidegate_tokens_total", **labels) == 2
 
@@ -434,6 +436,7 @@ async def test_signals_count_what_came_and_what_was_answered(world: Any) -> None
     """Three answers of 3 + 2 tokens, one of them whole; a refused key and a bad body don't count.
 
     A stream tells when its first token came, so two of three have a TTFT, and one token after it.
+    One token of each prompt was cached.
     """
     opened = await world(owned=[ScriptedReplica()])
     await opened.chat(stream=True)
@@ -446,6 +449,7 @@ async def test_signals_count_what_came_and_what_was_answered(world: Any) -> None
     served = model.pools[0].served
     assert (served.requests, served.prompt_tokens, served.output_tokens) == (3, 9, 6)
     assert (served.first_tokens, served.decode_tokens) == (2, 2)
+    assert served.cached_tokens == 3
     assert served.hold_s >= served.decode_s > 0
     assert served.ttft_s > 0
     assert model.pools[1].served == Served()

@@ -115,6 +115,7 @@ def test_the_engine_gets_its_limits_from_the_model_and_the_pool() -> None:
     model, pool = make_model(engine_args={"enforce_eager": False})
     assert build_engine_args(model, pool) == {
         "dtype": "float32",
+        "enable_prompt_tokens_details": True,
         "enforce_eager": False,
         "max_model_len": 2048,
         "max_num_seqs": 16,

@@ -37,6 +37,25 @@ def test_a_request_adds_what_is_known_of_it(request_: Settled, expected: Served)
     assert tally.read("onprem") == expected
 
 
+@pytest.mark.parametrize(
+    ("cached", "counted"),
+    [(60, 60), (0, 0), (100, 100), (None, 0), (-1, 0), (101, 0), (10**9, 0)],
+)
+def test_the_cached_part_of_a_prompt_counts_where_it_can_be_true(
+    cached: int | None, counted: int
+) -> None:
+    """Of 100 tokens; an absurd part spoils no length, and is taken for none."""
+    tally = ServedTally()
+    tally.note("onprem", settled(cached_tokens=cached))
+    assert tally.read("onprem") == Served(1, 100, 10, 2.5, 1, 1.0, 9, 2.0, 0.5, counted)
+
+
+def test_an_answer_without_its_lengths_adds_no_cached_part() -> None:
+    tally = ServedTally()
+    tally.note("onprem", settled(output_tokens=None, cached_tokens=60))
+    assert tally.read("onprem").cached_tokens == 0
+
+
 def test_pools_are_counted_apart_and_only_grow() -> None:
     """Two at home, one in the cloud."""
     tally = ServedTally()

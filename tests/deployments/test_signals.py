@@ -13,6 +13,7 @@ from deployments.signals import (
     GatewaySignals,
     ModelSignal,
     PoolSignal,
+    Served,
     Targets,
     decode_signals,
     decode_targets,
@@ -56,6 +57,17 @@ def test_signals_survive_encoding_and_decoding(
     model = ModelSignal(name, name, 1, 2, 3, 3, published_s, (pool,))
     signals = GatewaySignals(name, published_s, (model,))
     assert decode_signals(encode_signals(signals)) == signals
+
+
+def test_a_gateway_of_an_older_version_reports_no_cached_tokens() -> None:
+    """While a cluster is updated both speak to one autoscaler; others stay as they are."""
+    served = Served(requests=1, prompt_tokens=100, cached_tokens=60)
+    pool = PoolSignal("p", "onprem", True, "cpu", "owned", 1, 16, 0, 2, 1, 3, served=served)  # noqa: FBT003 - as read
+    signals = GatewaySignals("g", 1.0, (ModelSignal("m", "m", 1, 2, 3, 3, 0.0, (pool,)),))
+    older = json.loads(encode_signals(signals))
+    del older["models"][0]["pools"][0]["served"]["cached_tokens"]
+    (model,) = decode_signals(json.dumps(older).encode()).models
+    assert model.pools[0].served == Served(requests=1, prompt_tokens=100)
 
 
 def test_targets_survive_encoding_and_decoding() -> None:

@@ -3,11 +3,11 @@
 import itertools
 import json
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.sse import EventRelay, list_chunks, read_usage
+from deployments.sse import EventRelay, list_chunks
+from deployments.usage import Usage
 
 WORD = b'data: {"choices":[{"delta":{"content":"w"}}]}\n\n'
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
@@ -22,7 +22,16 @@ def test_where_the_stream_is_cut_makes_no_difference(cuts: list[int], *, wants_u
     out = b"".join(relay.feed(STREAM[start:end]) for start, end in itertools.pairwise(ends))
     assert out == (STREAM if wants_usage else WORD + WORD + DONE)
     assert relay.is_done
-    assert (relay.prompt_tokens, relay.completion_tokens) == (3, 2)
+    assert relay.usage == Usage(3, 2)
+
+
+def test_usage_is_noted_whole_and_passed_on_without_the_cached_part() -> None:
+    details = {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}}
+    event = b"data: " + json.dumps({"choices": [], "usage": details}).encode() + b"\n\n"
+    relay = EventRelay(wants_usage=True)
+    (chunk,) = list_chunks(relay.feed(event))
+    assert chunk == {"choices": [], "usage": {"prompt_tokens": 3, "prompt_tokens_details": None}}
+    assert relay.usage == Usage(3, cached_tokens=2)
 
 
 def test_a_word_that_looks_like_usage_is_not_taken_for_it() -> None:
@@ -41,11 +50,6 @@ def test_a_stream_without_its_end_mark_is_not_done() -> None:
     relay = EventRelay(wants_usage=False)
     relay.feed(WORD)
     assert not relay.is_done
-
-
-@pytest.mark.parametrize("usage", [None, 5, {}, {"prompt_tokens": "3"}])
-def test_usage_that_says_nothing_is_unknown(usage: object) -> None:
-    assert read_usage(usage) == (None, None)
 
 
 def test_chunks_are_read_without_the_end_mark() -> None:

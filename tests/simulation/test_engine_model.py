@@ -92,16 +92,44 @@ def test_a_prefill_slows_running_decodes() -> None:
 
 
 def test_blocks_that_were_there_before_cost_no_prefill() -> None:
-    """The same prompt of 4 blocks twice: 2,048 tokens x 0.1 ms are saved the second time."""
+    """The same prompt of 4 blocks twice: 2,048 tokens x 0.1 ms are saved the second time.
+
+    The work says so: nothing of the first prompt was there, of the second all but ten tokens.
+    """
     engine = EngineModel(PERFORMANCE, slots=2, chunk_tokens=None, now_s=0.0)
     firsts: list[float] = []
-    for at_s in (0.0, 10.0):
+    works = [Work(4 * BLOCK_TOKENS + 10, 2, blocks=(1, 2, 3, 4)) for _ in range(2)]
+    for at_s, work in zip((0.0, 10.0), works, strict=True):
         engine.advance(at_s)
-        engine.submit(Work(4 * BLOCK_TOKENS + 10, 2, blocks=(1, 2, 3, 4)), at_s)
+        engine.submit(work, at_s)
         next_s = engine.next_event_s()
         assert next_s is not None
         firsts.append(next_s - at_s)
     assert firsts[0] - firsts[1] == pytest.approx(4 * BLOCK_TOKENS * 0.0001, abs=0.0002)
+    assert [work.cached_tokens for work in works] == [0, 4 * BLOCK_TOKENS]
+
+
+def test_a_prompt_that_is_all_there_is_read_for_its_last_token() -> None:
+    """Its last block isn't whole, as in a trace: 700 tokens in two blocks of 512."""
+    engine = EngineModel(PERFORMANCE, slots=1, chunk_tokens=None, now_s=0.0)
+    works = [Work(700, 1, blocks=(1, 2)) for _ in range(2)]
+    for work in works:
+        engine.submit(work, 0.0)
+    engine.advance(10.0)
+    assert [work.cached_tokens for work in works] == [0, 699]
+
+
+def test_what_is_read_again_after_a_preemption_is_not_counted_as_cached() -> None:
+    """Three of 512 + 400 tokens in 2,000: one at least is put back, and finds its own blocks."""
+    small = replace(PERFORMANCE, kv_capacity_tokens=2_000)
+    engine = EngineModel(small, slots=3, chunk_tokens=None, now_s=0.0)
+    works = [Work(BLOCK_TOKENS, 400, blocks=(number,)) for number in range(3)]
+    for work in works:
+        engine.submit(work, 0.0)
+    ended = [one.work for one in engine.advance(10_000) if one.is_last]
+    assert len(ended) == 3
+    assert max(work.moves for work in works) > 1
+    assert [work.cached_tokens for work in works] == [0, 0, 0]
 
 
 def measure_tpot_ms(row: str, *, concurrent: int) -> float:

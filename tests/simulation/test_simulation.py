@@ -11,13 +11,14 @@ from autoscaling.guard import Limits
 from autoscaling.peers.registry import POLICY_NAMES, run_policy
 from autoscaling.placement import Situation
 from autoscaling.simulator.clock import EPOCH_S
+from autoscaling.simulator.engine_model import BLOCK_TOKENS
 from autoscaling.simulator.generators import Shape, generate
 from autoscaling.simulator.policy import Placed, Signals, Wish
 from autoscaling.simulator.scenario import SPOT_HEAVY, Scenario
 from autoscaling.simulator.simulation import Simulation
 from autoscaling.simulator.tidegate_policy import TidegatePolicy
 from autoscaling.simulator.timeline import build_timeline
-from autoscaling.simulator.traffic import mark_restricted
+from autoscaling.simulator.traffic import Traffic, mark_restricted
 from autoscaling.snapshot import BurstPolicy
 from cluster.errors import ConfigError
 from tests.simulation.simulated_runs import EAGER, Listening, MakeTraffic
@@ -124,6 +125,60 @@ def test_the_gateway_counts_what_came_and_what_each_pool_answered(
     assert all(pool.gpu_row in {"a100-80-8b", "l40s-8b"} for pool in last.pools)
     arrived = [model.arrived for model in models]
     assert arrived == sorted(arrived)
+
+
+def repeat_prefix(traffic: Traffic) -> Traffic:
+    """The traffic with prompts of twelve blocks, all but the last the same in all of them."""
+    requests = tuple(
+        replace(request, prompt_tokens=12 * BLOCK_TOKENS, blocks=(*range(11), 11 + number))
+        for number, request in enumerate(traffic.requests)
+    )
+    return replace(traffic, requests=requests)
+
+
+def test_the_gateway_counts_what_of_repeated_prompts_was_not_read(
+    scenario: Scenario, make_traffic: MakeTraffic
+) -> None:
+    """Each replica reads the eleven shared blocks once, and of all others the last block only."""
+    traffic = repeat_prefix(make_traffic("steady", mean_rps=2.0, duration_s=60.0))
+    policy = Listening(EAGER)
+    found = Simulation(replace(traffic, duration_s=120.0), scenario, policy, seed=1).run()
+    served = [pool.served for pool in policy.heard[-1].gateway.models[0].pools]
+    assert sum(one.requests for one in served) == found.completed == len(traffic.requests)
+    replicas = max(sum(pool.running for pool in signals.pools) for signals in policy.heard)
+    reused = sum(one.cached_tokens for one in served) / (11 * BLOCK_TOKENS)
+    assert reused == len(traffic.requests) - replicas
+
+
+class _Unaware(TidegatePolicy):
+    """Is told nothing of what was cached."""
+
+    def observe(self, signals: Signals) -> Wish:
+        (model,) = signals.gateway.models
+        pools = tuple(
+            replace(pool, served=replace(pool.served, cached_tokens=0)) for pool in model.pools
+        )
+        gateway = replace(signals.gateway, models=(replace(model, pools=pools),))
+        return super().observe(replace(signals, gateway=gateway))
+
+
+def test_nothing_is_rented_for_prompts_that_need_not_be_read(
+    scenario: Scenario, make_traffic: MakeTraffic
+) -> None:
+    """Four owned replicas read a twelfth of each prompt and answer all in time.
+
+    A brain that takes them to read whole prompts rents for the same traffic.
+    """
+    pools = tuple(
+        pool.model_copy(update={"min_replicas": 4}) if pool.owned else pool
+        for pool in scenario.model.pools
+    )
+    running = replace(scenario, model=scenario.model.model_copy(update={"pools": pools}))
+    traffic = repeat_prefix(make_traffic("steady", mean_rps=6.0, duration_s=240.0))
+    aware = Simulation(traffic, running, TidegatePolicy(EAGER), seed=1).run()
+    unaware = Simulation(traffic, running, _Unaware(EAGER), seed=1).run()
+    assert (aware.launches, aware.slo_attainment) == (0, 1.0)
+    assert unaware.launches > 0
 
 
 class _Leaving(TidegatePolicy):
