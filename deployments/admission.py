@@ -7,7 +7,8 @@ slot goes to the oldest request that may use it, so nobody starves.
 
 Under overload one order of arrival makes everybody late: each slot goes to the one who has waited
 longest. With `in_time_s` those who can still be answered in time go first, and who has waited
-longer than that takes what they leave, until a slot comes or the wait is over.
+longer than that takes what they leave, until a slot comes, the wait is over, or a newcomer needs
+the place in a full lane.
 """
 
 import math
@@ -70,9 +71,21 @@ class Plan:
     look_again: tuple[str, ...] = ()
 
 
-def is_lane_full(waiting: Iterable[Ticket], newcomer: Ticket, limits: QueueLimits) -> bool:
-    """Whether the newcomer's lane holds as many as it may."""
-    return [*map(_LANE, waiting)].count(newcomer.may_leave_owned) >= limits.waiting_max
+def choose_refused(
+    waiting: Iterable[Ticket], newcomer: Ticket, limits: QueueLimits, *, now_s: float
+) -> int | None:
+    """Return the number of the ticket to refuse for a newcomer; None while its lane has room.
+
+    Of a full lane the oldest goes that can't be answered in time any more, else the newcomer.
+    """
+    lane = [one for one in waiting if one.may_leave_owned == newcomer.may_leave_owned]
+    if len(lane) < limits.waiting_max:
+        return None
+    if limits.in_time_s is None:
+        return newcomer.number
+    oldest = min([*lane, newcomer], key=_NUMBER)
+    is_late = oldest.arrived_s < now_s - limits.in_time_s
+    return oldest.number if is_late else newcomer.number
 
 
 def plan_assignments(

@@ -22,9 +22,9 @@ from deployments.admission import (
     Plan,
     QueueLimits,
     Ticket,
+    choose_refused,
     estimate_retry_after_s,
     is_anything_running,
-    is_lane_full,
     plan_assignments,
 )
 from deployments.pools import Pool, ReplicaAddress, SeenReplica, SlotLostError
@@ -138,11 +138,10 @@ class ModelQueue:
             BusyError: the lane is full, or the wait is over while replicas were busy.
             UnavailableError: the wait is over and nothing that may answer is running.
         """
-        if is_lane_full(self._tickets(), waiter.ticket, self._limits):
+        if self._choose_refused(waiter) is not None:
             await self._look_around()
             self._dispatch()
-            if is_lane_full(self._tickets(), waiter.ticket, self._limits):
-                raise self._refusal(waiter)
+            self._make_place(waiter)
         loop = asyncio.get_running_loop()
         granted: asyncio.Future[HeldSlot] = loop.create_future()
         waiter.granted = granted
@@ -194,6 +193,18 @@ class ModelQueue:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _choose_refused(self, newcomer: Waiter) -> int | None:
+        return choose_refused(self._tickets(), newcomer.ticket, self._limits, now_s=self._clock())
+
+    def _make_place(self, newcomer: Waiter) -> None:
+        """Refuse somebody if the newcomer's lane is full, itself if all others are in time."""
+        number = self._choose_refused(newcomer)
+        if number == newcomer.number:
+            raise self._refusal(newcomer)
+        if number is not None:
+            refused = self._waiting.pop(number)
+            _refuse(refused, self._refusal(refused))
 
     def _tickets(self) -> list[Ticket]:
         return [waiter.ticket for waiter in self._waiting.values()]

@@ -1,6 +1,6 @@
 """The gateway's queue in simulated time: production decides who waits and where each goes.
 
-`admission.plan_assignments`, `admission.is_lane_full`, `routing` below them and
+`admission.plan_assignments`, `admission.choose_refused`, `routing` below them and
 `residency.grant_permit` are called as `deployments.model_queue` calls them; what is simulated is
 only the taking and giving back of slots.
 """
@@ -12,7 +12,7 @@ from autoscaling.simulator.clock import Clock
 from autoscaling.simulator.engine_model import Work
 from autoscaling.simulator.tally import Tally
 from autoscaling.simulator.traffic import TraceRequest
-from deployments.admission import QueueLimits, Ticket, is_lane_full, plan_assignments
+from deployments.admission import QueueLimits, Ticket, choose_refused, plan_assignments
 from deployments.residency import Clearance, DataClass, grant_permit
 from deployments.routing import ReplicaLoad
 
@@ -70,9 +70,12 @@ class Gateway:
             arrived_s=request.arrival_s,
             prompt_tokens=request.prompt_tokens,
         )
-        if self._waiting and is_lane_full(self._tickets.values(), ticket, self._limits):
+        refused = self._choose_refused(ticket)
+        if refused == ticket.number:
             self._tally.refuse(may_burst=ticket.may_leave_owned)
             return
+        if refused is not None:
+            self._expire(refused)
         work = Work(request.prompt_tokens, request.output_tokens, request.blocks)
         self._enqueue(Live(request, ticket, work))
         self.dispatch()
@@ -147,6 +150,13 @@ class Gateway:
         if not self._waiting:
             return 0.0
         return self._clock.now_s - min(w.request.arrival_s for w in self._waiting.values())
+
+    def _choose_refused(self, newcomer: Ticket) -> int | None:
+        if not self._waiting:
+            return None
+        return choose_refused(
+            self._tickets.values(), newcomer, self._limits, now_s=self._clock.now_s
+        )
 
     def _lighten(self, replica_id: str, held: int, reading_tokens: int) -> None:
         load = self._loads.get(replica_id)

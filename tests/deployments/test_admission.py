@@ -9,9 +9,9 @@ from deployments.admission import (
     Plan,
     QueueLimits,
     Ticket,
+    choose_refused,
     estimate_retry_after_s,
     is_anything_running,
-    is_lane_full,
     plan_assignments,
 )
 from deployments.routing import ReplicaLoad
@@ -26,6 +26,10 @@ def replica(replica_id: str, *, owned: bool, slots: int = 1, **changes: float) -
 
 def ticket(number: int, *, may_leave: bool = True) -> Ticket:
     return Ticket(number, may_leave)
+
+
+def ticket_at(number: int, arrived_s: float) -> Ticket:
+    return Ticket(number, may_leave_owned=True, arrived_s=arrived_s)
 
 
 def plan(
@@ -57,8 +61,24 @@ FREE = st.tuples(st.integers(0, 6), st.integers(0, 6)).map(
 
 def test_each_lane_has_a_bound_of_its_own() -> None:
     waiting = [ticket(1, may_leave=False), ticket(2, may_leave=False), ticket(3)]
-    assert is_lane_full(waiting, ticket(4, may_leave=False), LIMITS)
-    assert not is_lane_full(waiting, ticket(4), LIMITS)
+    assert choose_refused(waiting, ticket(4, may_leave=False), LIMITS, now_s=0.0) == 4
+    assert choose_refused(waiting, ticket(4), LIMITS, now_s=0.0) is None
+
+
+def test_a_full_lane_refuses_the_oldest_late_one_and_the_newcomer_only_if_all_are_in_time() -> None:
+    """Two places: at 2.5 s the first, 1.5 s old, is late; the other lane's late one stays."""
+    limits = replace(LIMITS, in_time_s=1.2)
+    waiting = [Ticket(1, may_leave_owned=False), *(ticket_at(n, float(n - 1)) for n in (2, 3))]
+    newcomer = ticket_at(4, 2.5)
+    assert choose_refused(waiting, newcomer, limits, now_s=2.5) == 2
+    assert choose_refused(waiting, newcomer, replace(limits, in_time_s=2.0), now_s=2.5) == 4
+    assert choose_refused(waiting, newcomer, LIMITS, now_s=2.5) == 4
+
+
+def test_a_late_one_that_comes_back_to_a_full_lane_is_refused_before_those_in_time() -> None:
+    waiting = [ticket_at(n, 2.0) for n in (2, 3)]
+    limits = replace(LIMITS, in_time_s=1.2)
+    assert choose_refused(waiting, ticket_at(1, 0.0), limits, now_s=2.5) == 1
 
 
 def test_a_restricted_request_without_a_slot_does_not_hold_up_the_others() -> None:

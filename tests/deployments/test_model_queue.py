@@ -207,6 +207,28 @@ async def test_a_full_lane_refuses_at_once_and_leaves_the_other_lane_open(
         task.cancel()
 
 
+async def test_a_full_lane_refuses_who_is_late_already_to_make_place_for_a_newcomer(
+    onprem: FakePool,
+) -> None:
+    """Promised within 2 s and one may wait: at 5 s the one who came at 0 is refused."""
+    now_s = 0.0
+    limits = replace(PATIENT, in_time_s=2.0, waiting_max=1)
+    queue = ModelQueue([onprem], limits=limits, clock=lambda: now_s)
+    onprem.add("o")
+    held = [await take(queue) for _ in range(2)]
+    late = asyncio.create_task(take(queue))
+    await settle()
+    now_s = 5.0
+    newcomer = asyncio.create_task(take(queue))
+    await settle()
+    with pytest.raises(BusyError):
+        await late
+    held[0].release()
+    await settle()
+    assert newcomer.done()
+    await queue.close()
+
+
 async def test_a_pool_that_appears_later_serves_those_who_wait(
     queue: ModelQueue, onprem: FakePool
 ) -> None:
