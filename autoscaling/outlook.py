@@ -19,7 +19,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import combinations, pairwise
+from statistics import median
 
 from autoscaling.history import BIN_S
 
@@ -263,29 +264,28 @@ def _find_climb_rps(leaving: tuple[int, ...], *, ahead_s: float) -> float:
 
 @lru_cache(maxsize=16)
 def find_slope(bins: tuple[int, ...]) -> float:
-    """Return the least-squares slope a bin, 0 where chance alone or a step could make it.
+    """Return the trend a bin, 0 where chance, a step or spells could make it.
 
-    It must be over twice its standard error, and both halves must climb: the least of the three
-    counts. A step leaves at least one half level, and nothing says that it goes on.
+    Of the whole and of both halves the flattest counts, if all go the same way: a step leaves at
+    least one half level, and nothing says that it goes on. Each is the median slope of all pairs
+    (Theil and Sen), which a few loud bins don't move, and counts only where more pairs agree on its
+    sign than two standard errors of chance (Kendall) would make.
     """
-    whole, error = _fit_slope(bins)
-    if abs(whole) <= _SLOPE_ERRORS_MIN * error:
-        return 0.0
     middle = len(bins) // 2
-    slopes = (whole, _fit_slope(bins[:middle])[0], _fit_slope(bins[middle:])[0])
+    slopes = [_find_trend(part) for part in (bins, bins[:middle], bins[middle:])]
     return min(slopes, key=abs) if min(slopes) * max(slopes) > 0 else 0.0
 
 
-def _fit_slope(bins: Sequence[int]) -> tuple[float, float]:
-    """Return the slope a bin and its standard error; no slope of too few bins."""
+def _find_trend(bins: Sequence[int]) -> float:
     count = len(bins)
     if count < 2 * _SMOOTH_BINS:
-        return 0.0, math.inf
-    middle, mean = (count - 1) / 2, _mean(bins)
-    spread = sum((index - middle) ** 2 for index in range(count))
-    slope = sum((index - middle) * (value - mean) for index, value in enumerate(bins)) / spread
-    left = sum((value - mean - slope * (index - middle)) ** 2 for index, value in enumerate(bins))
-    return slope, math.sqrt(left / (count - 2) / spread)
+        return 0.0
+    slopes = [
+        (later - earlier) / (j - i) for (i, earlier), (j, later) in combinations(enumerate(bins), 2)
+    ]
+    sign = sum((slope > 0) - (slope < 0) for slope in slopes)
+    error = math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
+    return median(slopes) if abs(sign) > _SLOPE_ERRORS_MIN * error else 0.0
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -157,6 +157,11 @@ def test_a_step_is_no_climb() -> None:
     assert find_slope((CALM,) * 25 + (HIGH,) * 5) == 0.0
 
 
+def test_two_spells_are_no_climb_though_each_half_ends_higher_than_it_began() -> None:
+    """Of a half's 105 pairs 50 climb; the median pair is one of those that don't."""
+    assert find_slope(((CALM,) * 10 + (HIGH,) * 5) * 2) == 0.0
+
+
 def test_noise_is_no_climb() -> None:
     assert find_slope((40, 60) * 15) == 0.0
 
