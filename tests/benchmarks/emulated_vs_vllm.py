@@ -168,8 +168,9 @@ def render(content: dict[str, Any]) -> str:
 
 
 def _render_line(name: str, line: dict[str, float], unit: str) -> str:
-    base, slope, rms = (1e3 * line[part] for part in ("base", "slope", "rms"))
-    return f"{name}: {base:.1f} ms + {slope:.3f} ms a {unit} (points miss it by {rms:.1f} ms)"
+    base, slope = (1e3 * line[part] for part in ("base", "slope"))
+    missed = f"points miss it by {100 * line['missed']:.0f} %"
+    return f"{name}: {base:.1f} ms + {slope:.3f} ms a {unit} ({missed})"
 
 
 def _render_cell(content: dict[str, Any], name: str, figure: str) -> str:

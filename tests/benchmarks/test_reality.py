@@ -39,20 +39,30 @@ def test_a_line_through_exact_points_is_found_exactly() -> None:
     line = fit_line([(125, 0.130), (1000, 0.830)])
     assert line.base == pytest.approx(0.030)
     assert line.slope == pytest.approx(0.0008)
-    assert line.rms == pytest.approx(0.0)
+    assert line.missed == pytest.approx(0.0)
 
 
 def test_a_line_that_would_fall_is_level() -> None:
-    """More requests never make an engine faster: the fall is noise, the mean of 4 and 2 is 3."""
+    """More requests never make an engine faster: the fall is noise.
+
+    The level that misses 4 and 2 least in parts of each: (4 / 16 + 2 / 4) / (1 / 16 + 1 / 4) = 2.4.
+    """
     line = fit_line([(1, 4.0), (8, 2.0)])
-    assert (line.base, line.slope) == (3.0, 0.0)
+    assert (line.base, line.slope) == (pytest.approx(2.4), 0.0)
 
 
 def test_a_line_that_would_begin_below_zero_goes_through_zero() -> None:
-    """Least squares through zero: (1 x 1 + 2 x 3) / (1 + 4) = 1.4."""
+    """In parts of each, through zero: (1 x 1 + 2 x 3 / 9) / (1 + 4 / 9) = 15 / 13."""
     line = fit_line([(1, 1.0), (2, 3.0)])
     assert line.base == 0.0
-    assert line.slope == pytest.approx(1.4)
+    assert line.slope == pytest.approx(15 / 13)
+
+
+def test_one_long_prompt_does_not_move_what_short_ones_take() -> None:
+    """Three points lie on 1 + x; the last is twice that. The short ones are met within a fifth."""
+    line = fit_line([(1, 2.0), (3, 4.0), (7, 8.0), (31, 64.0)])
+    assert line.at(1) == pytest.approx(2.0, rel=0.2)
+    assert line.at(7) == pytest.approx(8.0, rel=0.2)
 
 
 def test_a_line_needs_two_places() -> None:

@@ -17,11 +17,11 @@ _ROW_PROMPT_TOKENS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """`base + slope x`, and by how much the points miss it on average (root mean square)."""
+    """`base + slope x`; `missed` is how far it misses its points (root mean square, 1 = all)."""
 
     base: float
     slope: float
-    rms: float
+    missed: float
 
     def at(self, x: float) -> float:
         """The line's value."""
@@ -61,22 +61,42 @@ class Fit:
 
 
 def fit_line(points: Sequence[tuple[float, float]]) -> Line:
-    """Return the least-squares line through points of at least two places, sloping up or level.
+    """Return the line, sloping up or level, that misses points at two or more places the least.
+
+    Errors count in parts of each point: absolute ones would let the longest prompt alone decide
+    what the short ones take.
 
     Raises:
-        ValueError: there is only one place, or the line is below zero at zero.
+        ValueError: there is only one place, or a value isn't above zero.
     """
     xs = [x for x, _ in points]
     if len(set(xs)) < 2:
         raise ValueError(f"points must lie at two or more places; got {sorted(set(xs))}.")
-    slope, base = statistics.linear_regression(xs, [y for _, y in points])
+    if not all(y > 0 for _, y in points):
+        raise ValueError(f"points must lie above zero; got {min(y for _, y in points):g}.")
+    weights = [1 / y**2 for _, y in points]
+    slope, base = _fit_weighted(points, weights)
     if slope < 0:
-        slope, base = 0.0, statistics.fmean(y for _, y in points)
+        slope, base = 0.0, statistics.fmean([y for _, y in points], weights)
     if base < 0:
         # Through zero: nothing takes less than no time.
-        slope, base = sum(x * y for x, y in points) / sum(x * x for x in xs), 0.0
-    rms = statistics.fmean((base + slope * x - y) ** 2 for x, y in points) ** 0.5
-    return Line(base, slope, rms)
+        squares = sum(w * x * x for w, x in zip(weights, xs, strict=True))
+        products = sum(w * x * y for w, (x, y) in zip(weights, points, strict=True))
+        slope, base = products / squares, 0.0
+    missed = statistics.fmean(((base + slope * x) / y - 1) ** 2 for x, y in points) ** 0.5
+    return Line(base, slope, missed)
+
+
+def _fit_weighted(
+    points: Sequence[tuple[float, float]], weights: Sequence[float]
+) -> tuple[float, float]:
+    """Return slope and base of the weighted least-squares line."""
+    x_mean = statistics.fmean([x for x, _ in points], weights)
+    y_mean = statistics.fmean([y for _, y in points], weights)
+    pairs = list(zip(weights, points, strict=True))
+    spread = sum(w * (x - x_mean) ** 2 for w, (x, _) in pairs)
+    slope = sum(w * (x - x_mean) * (y - y_mean) for w, (x, y) in pairs) / spread
+    return slope, y_mean - slope * x_mean
 
 
 def take_medians(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
