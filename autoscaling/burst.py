@@ -9,6 +9,7 @@ Pure.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 
 from autoscaling.break_even import (
     Offering,
@@ -66,12 +67,14 @@ class Burst:
         return max(judged, key=lambda worth: worth.usd_net, default=None)
 
     def count_needed(self, name: str) -> int:
-        """Return how many of a pool's replicas are worth keeping, the others staying as they are.
+        """Return how many of a pool's replicas are worth keeping beside those of cheaper pools.
 
         Judged from the last one on: each is worth what it begins beside all that come before it.
+        Dearer ones don't count: they go first, once their lease allows.
         """
         pool = next(one for one in self.rented if one.pool.name == name)
-        others_rps = self.rented_rps - self.rps[name] * pool.replicas
+        cheaper = [one for one in self.rented if _price(one) < _price(pool)]
+        others_rps = sum(self.rps[one.pool.name] * one.replicas for one in cheaper)
         offering = self._describe(pool.pool)
         needed = pool.replicas
         while needed > 0:
@@ -107,6 +110,11 @@ class Burst:
             losses_per_hour=pool.losses_per_hour,
             usd_per_request=pool.usd_per_request,
         )
+
+
+def _price(one: Capacity) -> tuple[Decimal, str]:
+    """What pools are ordered by when replicas are kept."""
+    return (one.pool.usd_per_hour, one.pool.name)
 
 
 def find_cold_start_s(pool: PoolView, policy: BurstPolicy) -> float:

@@ -8,9 +8,10 @@ what lies above is a rise. Three things are asked of the past:
   last five minutes where that is more than chance. A slope alone can announce a rise.
 - How long it lasts: a rise that has lasted d seconds lasts another t with chance d / (d + t), until
   the lengths of earlier rises say better: each counts as much as this first guess.
-- Whether rises return: after a rise, the share of the earlier gaps between rises that were longer
-  than the quiet has lasted by now; one gap more that never ends is counted in. A first rise
-  therefore keeps nothing waiting for a second.
+- Whether rises return: a quiet of q seconds ends within another t with chance t / (q + t), until
+  earlier gaps between rises say better: each that was longer counts as much as this guess. So what
+  waits for the next rise costs about what missing it would cost, at most, before it goes home. A
+  first rise keeps nothing waiting for a second.
 
 What is over is what may leave: what must stay takes owned capacity first and makes no excess. Pure.
 """
@@ -74,11 +75,15 @@ class Outlook:
         Only those beyond what may be late count: nobody pays for the last in a hundred.
         """
         rise, more_rps = self.over(before_rps), after_rps - before_rps
-        if not rise.now and not rise.gaps_s:
+        if window.length_s <= 0 or not (rise.now or rise.gaps_s):
             return 0.0
         over_now = self._spare(rise.now, more_rps)
-        over_past = self._spare(rise.onsets if window.is_kept else rise.past, more_rps)
-        over_past *= rise.chance_of_return
+        chance = rise.chance_of_return(window.begins_s + window.length_s)
+        if window.is_kept:
+            begun_s = BIN_S * len(rise.onsets) / (len(rise.gaps_s) + 1)
+            over_past = self._spare(rise.onsets, more_rps) * begun_s * chance / window.length_s
+        else:
+            over_past = self._spare(rise.past, more_rps) * chance
         rising_s = rise.expect_rising_s(window)
         if not window.is_kept and not rise.is_on:
             rising_s = 0.0
@@ -116,11 +121,20 @@ class Rise:
     quiet_s: float = 0.0
     gaps_s: tuple[float, ...] = ()
 
-    @property
-    def chance_of_return(self) -> float:
-        """The chance (0-1) that rises go on coming."""
-        longer = sum(gap_s > self.quiet_s for gap_s in self.gaps_s)
-        return longer / (longer + 1)
+    def chance_of_return(self, within_s: float) -> float:
+        """The chance (0-1) that the next rise begins so soon; none after a first rise.
+
+        A quiet of q seconds ends within another t with chance t / (q + t); each earlier gap that
+        was longer than q counts as much as this guess.
+        """
+        if not self.gaps_s:
+            return 0.0
+        if self.quiet_s <= 0:
+            return len(self.gaps_s) / (len(self.gaps_s) + 1)
+        guess = within_s / (self.quiet_s + within_s)
+        longer = [gap_s for gap_s in self.gaps_s if gap_s > self.quiet_s]
+        soon = sum(gap_s <= self.quiet_s + within_s for gap_s in longer)
+        return (guess + soon) / (1 + len(longer))
 
     def chance_of_lasting(self, more_s: float) -> float:
         """The chance (0-1) that the present rise is still there in so many seconds."""

@@ -99,26 +99,32 @@ def test_a_first_rise_keeps_nothing_waiting_for_a_second() -> None:
     assert over.count_spared(0, 5, replace(SOON, is_kept=True)) == 0
 
 
-def test_gaps_longer_than_the_quiet_say_that_a_rise_returns() -> None:
-    """Of gaps of 50, 100 and 300 s two are longer than 60 s of quiet, and one more never ends."""
+def test_a_quiet_that_has_lasted_goes_on_unless_longer_gaps_ended_soon() -> None:
+    """After 60 s of quiet, within 100 s: the guess is 100 / 160, and one of two longer gaps ended.
+
+    After 400 s no gap was longer, so the guess stands alone: 100 / 500.
+    """
     rise = Rise(quiet_s=60.0, gaps_s=(50.0, 100.0, 300.0))
-    assert rise.chance_of_return == pytest.approx(2 / 3)
-    assert replace(rise, quiet_s=400.0).chance_of_return == 0
+    assert rise.chance_of_return(100.0) == pytest.approx((100 / 160 + 1) / 3)
+    assert replace(rise, quiet_s=400.0).chance_of_return(100.0) == pytest.approx(0.2)
+    assert replace(rise, gaps_s=()).chance_of_return(100.0) == 0, "a first rise"
 
 
 def test_rises_that_return_keep_a_replica_for_their_beginnings_only() -> None:
     """Four rises of 10 bins each 30 bins; a node is back after 3 bins, so only 3 of 10 are missed.
 
-    After 6 bins of quiet all three gaps were longer: 3/4. Missed without it: 5 a second each time.
+    After 60 s of quiet the next comes within 100 s with (100 / 160 + 0) / 4: no gap was that short.
     """
     look = outlook(*([CALM] * 20 + [HIGH] * 10) * 4, *[CALM] * 6)
     rise = look.over(5.0)
-    assert rise.chance_of_return == pytest.approx(3 / 4)
+    chance = 100 / 160 / 4
+    assert rise.chance_of_return(100.0) == pytest.approx(chance)
     missed = [rate for rate in rise.onsets if rate > 0]
     assert len(missed) == 4 * 3
     assert sum(rate > 0 for rate in rise.past) > len(missed)
+    each_time = sum(min(rate, 5.0) for rate in missed) * BIN_S / 4
     kept = look.count_spared(5, 10, replace(SOON, is_kept=True))
-    assert 0 < kept < look.count_spared(5, 10, SOON)
+    assert kept == pytest.approx(chance * each_time)
 
 
 def test_a_rise_that_was_on_when_the_record_begins_tells_no_duration() -> None:
@@ -198,11 +204,12 @@ def test_what_may_not_leave_spares_nothing(bins: list[int], window: Window) -> N
 
 
 @given(_BINS, st.floats(0, 30), st.floats(0, 1000), st.floats(0, 1000))
-def test_chances_are_chances_and_fall_with_time(
+def test_chances_are_chances_lasting_falls_with_time_and_returning_grows(
     bins: list[int], level_rps: float, sooner_s: float, by_s: float
 ) -> None:
     rise = outlook(*bins).over(level_rps)
-    assert 0 <= rise.chance_of_return <= 1
+    soon, by_then = rise.chance_of_return(sooner_s), rise.chance_of_return(sooner_s + by_s)
+    assert 0 <= soon <= by_then <= 1
     sooner, later = rise.chance_of_lasting(sooner_s), rise.chance_of_lasting(sooner_s + by_s)
     assert 0 <= later <= sooner <= 1
     assert rise.expected_rest_s() >= BIN_S
