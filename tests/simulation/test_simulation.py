@@ -122,6 +122,9 @@ def test_the_gateway_counts_what_came_and_what_each_pool_answered(
     assert sum(one.output_tokens for one in served) == sum(
         one.output_tokens for one in traffic.requests
     )
+    assert sum(one.output_tokens_squared for one in served) == sum(
+        one.output_tokens**2 for one in traffic.requests
+    )
     assert all(pool.gpu_row in {"a100-80-8b", "l40s-8b"} for pool in last.pools)
     arrived = [model.arrived for model in models]
     assert arrived == sorted(arrived)
@@ -148,6 +151,9 @@ def test_the_gateway_counts_what_of_repeated_prompts_was_not_read(
     replicas = max(sum(pool.running for pool in signals.pools) for signals in policy.heard)
     reused = sum(one.cached_tokens for one in served) / (11 * BLOCK_TOKENS)
     assert reused == len(traffic.requests) - replicas
+    whole, last = (12 * BLOCK_TOKENS) ** 2, BLOCK_TOKENS**2
+    squares = sum(one.read_tokens_squared for one in served)
+    assert squares == replicas * whole + (len(traffic.requests) - replicas) * last
 
 
 class _Unaware(TidegatePolicy):
