@@ -69,19 +69,29 @@ class Terms:
     is_any_worth: bool = False
 
 
-def leave_room(rps: float, *, ttft_s_max: float) -> float:
+def leave_room(rps: float, *, ttft_s_max: float, variation: float) -> float:
     """Return the rate at which hardly one request in a hundred waits longer than promised.
 
-    In a queue with one line, P(wait > t) = P(wait > 0) x exp(-(capacity - rate) x t). At such loads
-    about a fifth wait at all, so the second factor may be one in twenty: the room to leave is
-    ln(20) / t requests a second however large the capacity is; never more than half.
+    In a queue with one line and arrivals at random,
+    P(wait > t) = P(wait > 0) x exp(-(capacity - rate) x t x 2 / (1 + C2)), with C2 the `variation`
+    of the requests' work (squared, as a share of the mean). At such loads about a fifth wait at
+    all, so the second factor may be one in twenty: the room to leave is ln(20) / t x (1 + C2) / 2
+    requests a second however large the capacity is; never more than half.
+
+    Source: Kingman, "The single server queue in heavy traffic", 1961; its mean is that of
+    Pollaczek and Khinchine. Exact for exponential work, where C2 is 1.
     """
-    return max(rps / 2, rps + math.log(_LATE_RATIO_MAX) / ttft_s_max) if rps > 0 else 0.0
+    room_rps = _find_room_rps(ttft_s_max, variation)
+    return max(rps / 2, rps - room_rps) if rps > 0 else 0.0
 
 
-def find_capacity(rps: float, *, ttft_s_max: float) -> float:
+def find_capacity(rps: float, *, ttft_s_max: float, variation: float) -> float:
     """Return the capacity that such a rate needs: what `leave_room` leaves it, turned round."""
-    return min(2 * rps, rps - math.log(_LATE_RATIO_MAX) / ttft_s_max)
+    return min(2 * rps, rps + _find_room_rps(ttft_s_max, variation))
+
+
+def _find_room_rps(ttft_s_max: float, variation: float) -> float:
+    return -math.log(_LATE_RATIO_MAX) / ttft_s_max * (1 + variation) / 2
 
 
 def judge_more(outlook: Outlook, offering: Offering, *, have_rps: float, terms: Terms) -> Worth:

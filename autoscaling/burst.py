@@ -142,7 +142,7 @@ def look_ahead(
         (find_cold_start_s(one.pool, policy) for one in rented), default=policy.cold_start_s
     )
     outlook = Outlook(
-        owned_rps=leave_room(owned_rps, ttft_s_max=model.ttft_s_max),
+        owned_rps=leave_room(owned_rps, ttft_s_max=model.ttft_s_max, variation=model.variation),
         all=history.all,
         may_burst=history.may_burst,
         return_s=return_s,

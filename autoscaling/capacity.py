@@ -14,18 +14,25 @@ from dataclasses import dataclass
 
 from deployments.continuous_batching import Performance
 
+# Where the deviation is three times the mean, waits come from single requests: no room for chance
+# keeps others from waiting behind one of those, and a few answers can't tell how rare they are.
+_VARIATION_MAX = 9.0
+
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
     """Mean tokens of a request, of whose prompt `cached_tokens` needn't be read.
 
     The whole prompt counts in KV memory: a prefix is shared there only with requests that run at
-    the same moment, and how many do is not reported.
+    the same moment, and how many do is not reported. The variations are squared coefficients of
+    variation: of what is read of a prompt, and of its output. None = not known.
     """
 
     prompt_tokens: float
     output_tokens: float
     cached_tokens: float = 0.0
+    read_variation: float | None = None
+    output_variation: float | None = None
 
     @property
     def read_tokens(self) -> float:
@@ -62,3 +69,22 @@ def find_rps(performance: Performance, lengths: Lengths, *, slots: int, tpot_s_m
     prefill_s = performance.prefill_s(1) + performance.prefill_per_token_s * lengths.read_tokens
     decode_s = lengths.output_tokens * find_pace_s(performance, lengths, batch=batch)
     return batch / (prefill_s + decode_s)
+
+
+def find_variation(
+    performance: Performance, lengths: Lengths, *, slots: int, tpot_s_max: float
+) -> float:
+    """Return the squared coefficient of variation of a request's work; 1 while it isn't known.
+
+    Work is a replica's time, 1 / `find_rps` on average: what is read costs it the prefill and a
+    slot's share of that once more, an output token its share of decoding at the planned batch.
+    Both are taken to vary independently.
+    """
+    if lengths.read_variation is None or lengths.output_variation is None:
+        return 1.0
+    batch = find_batch(performance, lengths, slots=slots, tpot_s_max=tpot_s_max)
+    read_s = performance.prefill_per_token_s * lengths.read_tokens * (1 + 1 / batch)
+    output_s = performance.tpot_s(batch) * lengths.output_tokens / batch
+    variance = lengths.read_variation * read_s**2 + lengths.output_variation * output_s**2
+    mean_s = 1 / find_rps(performance, lengths, slots=slots, tpot_s_max=tpot_s_max)
+    return min(_VARIATION_MAX, variance / mean_s**2)

@@ -13,8 +13,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from autoscaling.capacity import Lengths, find_pace_s, find_rps
+from autoscaling.capacity import Lengths, find_pace_s, find_rps, find_variation
 from autoscaling.history import BIN_S, Counts, DemandHistory, note_arrivals
+from autoscaling.squares import SquareSums
 from deployments.continuous_batching import Performance
 from deployments.gpu_performance import load_rows
 from deployments.signals import GatewaySignals, ModelSignal, PoolSignal, Served
@@ -45,6 +46,7 @@ class LengthSums:
     hold_s: float = 0.0
     streams_s: float = 0.0
     cached_tokens: float = 0.0
+    squares: SquareSums = field(default_factory=SquareSums)
 
     @property
     def mean(self) -> Lengths | None:
@@ -58,10 +60,13 @@ class LengthSums:
             return None
         stretch = self.streams_s / self.hold_s if self.hold_s > 0 else 1.0
         stretch = min(_STRETCH_MAX, max(1.0, stretch))
+        is_varied = self.squares.requests >= _REQUESTS_MIN
         return Lengths(
             prompt_tokens=self.prompt_tokens / self.requests,
             output_tokens=stretch * self.output_tokens / self.requests,
             cached_tokens=self.cached_tokens / self.requests,
+            read_variation=self.squares.read_variation if is_varied else None,
+            output_variation=self.squares.output_variation if is_varied else None,
         )
 
 
@@ -126,6 +131,23 @@ def estimate_rps(
     return rps * speed.ratio if is_corrected else rps
 
 
+def estimate_variation(
+    learned: Learned, pools: Sequence[PoolSignal], *, tpot_s_max: float
+) -> float:
+    """Return how much a request's work varies, 1 while nothing tells.
+
+    On the first pool with a row of the table, an owned one if there is any: its capacity is what
+    room is left of, and the share of work that reading is differs little between rows.
+    """
+    lengths = learned.lengths.mean
+    for pool in sorted(pools, key=lambda pool: not pool.owned):
+        performance = find_performance(pool)
+        if performance is not None and lengths is not None:
+            slots = pool.slots_per_replica
+            return find_variation(performance, lengths, slots=slots, tpot_s_max=tpot_s_max)
+    return 1.0
+
+
 def find_performance(pool: PoolSignal) -> Performance | None:
     """Return what the GPU table says of a pool's replicas, None if it says nothing."""
     row = load_rows().get(pool.gpu_row) if pool.gpu_row is not None else None
@@ -173,6 +195,7 @@ def _close_bin(
     """
     served: dict[str, Served] = {}
     fresh: dict[str, Served] = {}
+    squares = learned.lengths.squares
     pools: dict[str, PoolSignal] = {}
     for gateway, model in parts:
         for pool in model.pools:
@@ -181,13 +204,14 @@ def _close_bin(
             pools[pool.pool] = pool
             new = _subtract(pool.served, learned.served.get(key))
             fresh[pool.pool] = _add(fresh.get(pool.pool, Served()), new)
+            squares = squares.add(new)
     tpot_s_max = min((model.tpot_s_max for _, model in parts), default=math.inf)
     lengths = learned.lengths
     if is_whole:
         for name, new in fresh.items():
             known = learned.speeds.get(name, PoolSpeed())
             lengths = _lengthen(lengths, new, streams_s=known.streams_s)
-        lengths = _fade(lengths)
+        lengths = _fade(replace(lengths, squares=squares))
     speeds: dict[str, PoolSpeed] = {}
     for name, pool in pools.items():
         known = learned.speeds.get(name, PoolSpeed())
@@ -252,6 +276,7 @@ def _lengthen(sums: LengthSums, new: Served, *, streams_s: float) -> LengthSums:
         sums.hold_s + new.hold_s,
         sums.streams_s + streams_s,
         sums.cached_tokens + new.cached_tokens,
+        sums.squares,
     )
 
 
@@ -264,6 +289,7 @@ def _fade(sums: LengthSums) -> LengthSums:
         sums.hold_s * share,
         sums.streams_s * share,
         sums.cached_tokens * share,
+        sums.squares.fade(share),
     )
 
 
@@ -281,6 +307,8 @@ def _subtract(now: Served, before: Served | None) -> Served:
         decode_tokens=now.decode_tokens - before.decode_tokens,
         decode_s=now.decode_s - before.decode_s,
         cached_tokens=now.cached_tokens - before.cached_tokens,
+        read_tokens_squared=now.read_tokens_squared - before.read_tokens_squared,
+        output_tokens_squared=now.output_tokens_squared - before.output_tokens_squared,
     )
 
 
@@ -295,4 +323,6 @@ def _add(one: Served, other: Served) -> Served:
         decode_tokens=one.decode_tokens + other.decode_tokens,
         decode_s=one.decode_s + other.decode_s,
         cached_tokens=one.cached_tokens + other.cached_tokens,
+        read_tokens_squared=one.read_tokens_squared + other.read_tokens_squared,
+        output_tokens_squared=one.output_tokens_squared + other.output_tokens_squared,
     )

@@ -12,7 +12,7 @@ from decimal import Decimal
 from operator import attrgetter
 
 from autoscaling.guard import Offer
-from autoscaling.learning import Learned, estimate_rps, learn
+from autoscaling.learning import Learned, estimate_rps, estimate_variation, learn
 from autoscaling.owned_places import Key, OwnedNode
 from autoscaling.snapshot import BurstPolicy, ModelView, PoolView, Snapshot
 from autoscaling.stability import ModelMemory
@@ -25,7 +25,9 @@ _COUNT_MAX = 1_000_000
 # A thousand requests a second for thirty years: no counter of a gateway comes near it.
 _COUNTER_MAX = 1e15
 _MODEL_COUNTERS = ("arrived", "arrived_may_burst", "late", "refused_may_burst")
-_SERVED_COUNTERS = tuple(one.name for one in fields(Served))
+# Squares have bounds of their own: those that their sums give them.
+_SQUARES = ("read_tokens_squared", "output_tokens_squared")
+_SERVED_COUNTERS = tuple(one.name for one in fields(Served) if one.name not in _SQUARES)
 _read_model_counters = attrgetter(*_MODEL_COUNTERS)
 _read_served_counters = attrgetter(*_SERVED_COUNTERS)
 
@@ -110,6 +112,7 @@ def _find_absurd_counter(model: ModelSignal) -> str | None:
             )
         counters = _read_served_counters(served)
         found = found or _find_absurd_number(pool.pool, _SERVED_COUNTERS, counters)
+        found = found or _find_absurd_square(pool.pool, served)
     return found
 
 
@@ -122,6 +125,24 @@ def _find_absurd_number(
     for name, counter in zip(names, counters, strict=True):
         if not 0 <= counter <= _COUNTER_MAX:
             return f"{name} of {subject} is {counter:g}, which isn't within 0..{_COUNTER_MAX:g}"
+    return None
+
+
+def _find_absurd_square(subject: str, served: Served) -> str | None:
+    """Return which sum of squares no numbers of this count and sum have, None if some have it.
+
+    Of n numbers that aren't negative: sum^2 / n <= sum of squares (Cauchy-Schwarz) <= sum^2. None
+    counted is what an older gateway reports.
+    """
+    sums = (served.prompt_tokens - served.cached_tokens, served.output_tokens)
+    squares = (served.read_tokens_squared, served.output_tokens_squared)
+    for name, total, square in zip(_SQUARES, sums, squares, strict=True):
+        can_be = total * total <= square * served.requests and square <= total * total
+        if square != 0 and not can_be:
+            return (
+                f"{name} of {subject} is {square}, which isn't that of {served.requests} requests "
+                f"with {total} tokens"
+            )
     return None
 
 
@@ -190,6 +211,11 @@ class _Look:
             ),
             waiting_may_burst=sum(part.waiting_may_burst for part in self.parts),
             learned=self.learned,
+            variation=estimate_variation(
+                self.learned,
+                [seen[0] for _, seen in sorted(pools.items())],
+                tpot_s_max=min(part.tpot_s_max for part in self.parts),
+            ),
             ttft_s_max=min(part.ttft_s_max for part in self.parts),
             attainment_min=max(part.attainment_min for part in self.parts),
             usd_per_late_request=max(part.usd_per_late_request for part in self.parts),

@@ -113,8 +113,10 @@ def _describe(model: ModelView, snapshot: Snapshot, policy: BurstPolicy) -> Mode
     history = model.learned.history
     leaves = _mean_rps(history.may_burst) + model.waiting_may_burst / _WINDOW_S
     stays = _mean_rps(_subtract(history)) + (model.waiting - model.waiting_may_burst) / _WINDOW_S
-    stays_with_room = find_capacity(stays, ttft_s_max=model.ttft_s_max)
-    asked_rps = find_capacity(stays + leaves, ttft_s_max=model.ttft_s_max)
+    stays_with_room, asked_rps = (
+        find_capacity(rps, ttft_s_max=model.ttft_s_max, variation=model.variation)
+        for rps in (stays, stays + leaves)
+    )
     return ModelDemand(
         app=model.app,
         must_stay_rps=stays_with_room,

@@ -161,7 +161,9 @@ def _find_over_rps(case: Case) -> float:
         return 0.0
     pools = case.side(owned=True)
     planned_rps = sum(case.burst.rps[p.name] * case.known(p).planned for p in pools)
-    planned_rps = leave_room(planned_rps, ttft_s_max=case.model.ttft_s_max)
+    planned_rps = leave_room(
+        planned_rps, ttft_s_max=case.model.ttft_s_max, variation=case.model.variation
+    )
     return max(0.0, case.burst.outlook.level_rps - planned_rps)
 
 

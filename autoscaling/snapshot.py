@@ -98,7 +98,8 @@ class ModelView:
 
     `waiting` counts all waiting requests, `waiting_may_burst` those that may leave owned sites.
     `ttft_s_max` is promised to `attainment_min` (0-1) of the requests; another one that is late
-    costs `usd_per_late_request`.
+    costs `usd_per_late_request`. `variation` is that of a request's work
+    (`autoscaling.capacity.find_variation`).
     """
 
     app: str
@@ -110,6 +111,7 @@ class ModelView:
     ttft_s_max: float = 2.0
     attainment_min: float = 0.99
     usd_per_late_request: float = 0.02
+    variation: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

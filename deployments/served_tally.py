@@ -43,6 +43,8 @@ class PoolCounts:
     decode_s: float = 0.0
     waited_s: float = 0.0
     cached_tokens: int = 0
+    read_tokens_squared: int = 0
+    output_tokens_squared: int = 0
 
     def add(self, settled: Settled) -> None:
         """Add one request."""
@@ -57,8 +59,11 @@ class PoolCounts:
         self.requests += 1
         self.prompt_tokens += prompt
         self.output_tokens += output
-        cached = settled.cached_tokens
-        self.cached_tokens += cached if _is_length(cached) and cached <= prompt else 0
+        said = settled.cached_tokens
+        cached = said if _is_length(said) and said <= prompt else 0
+        self.cached_tokens += cached
+        self.read_tokens_squared += (prompt - cached) ** 2
+        self.output_tokens_squared += output**2
         self.hold_s += max(0.0, settled.ended_s - settled.held_from_s)
         if first_s is not None and output > 1:
             self.decode_tokens += output - 1

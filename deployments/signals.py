@@ -31,7 +31,8 @@ class Served:
     `hold_s` adds up how long slots were held, `ttft_s` the time from arrival to the first token,
     `waited_s` the part of it before there was a slot, `decode_s` the time of the `decode_tokens`
     that came after it. `cached_tokens` is the part of `prompt_tokens` that engines had from earlier
-    prompts and didn't read again.
+    prompts and didn't read again. The last two add up squares over the requests: of the tokens read
+    of each one's prompt, and of its output; 0 = a gateway that doesn't count them.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -46,6 +47,8 @@ class Served:
     decode_s: float = 0.0
     waited_s: float = 0.0
     cached_tokens: int = 0
+    read_tokens_squared: int = 0
+    output_tokens_squared: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,12 @@
 Not a bound: the same simulator, engines, queue and routing, with a plan instead of a forecast. For
 each bin of 10 s the plan takes what arrives in it, and the capacity that this rate needs with the
 brain's room for chance (`autoscaling.break_even.find_capacity`). A replica's capacity is the
-brain's too (`autoscaling.capacity.find_rps`), at the traffic's own mean lengths. Owned replicas are
-all there all the time; what must stay takes their room first. What is left is for rented ones, in
-whole replicas, the cheapest pool first; a pool that is sold out when one must be asked for (which
-the seed tells) gives way to the next. `foresight_cover` finds the cheapest stays for them: asked
-for one mean cold start before they are needed, kept where that is no dearer than coming back.
+brain's too (`autoscaling.capacity.find_rps`), at the traffic's own mean lengths, as is how much a
+request's work varies. Owned replicas are all there all the time; what must stay takes their room
+first. What is left is for rented ones, in whole replicas, the cheapest pool first; a pool that is
+sold out when one must be asked for (which the seed tells) gives way to the next. `foresight_cover`
+finds the cheapest stays for them: asked for one mean cold start before they are needed, kept where
+that is no dearer than coming back.
 
 Half of the requests that the objective lets be late are left out where they cost most, as the brain
 plans with half: the other half is for chance. Not known to the plan: which nodes are lost, how long
@@ -17,10 +18,11 @@ each boot takes, and what each request needs of its replica.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from autoscaling.break_even import find_capacity
-from autoscaling.capacity import Lengths, find_rps
+from autoscaling.capacity import Lengths, find_rps, find_variation
 from autoscaling.guard import Limits
 from autoscaling.history import BIN_S
 from autoscaling.peers.foresight_cover import Level, Rental, Spell, Stay, cover_levels
@@ -30,6 +32,7 @@ from autoscaling.simulator.clock import EPOCH_S
 from autoscaling.simulator.policy import Placed, Signals, Wish, place_local_first
 from autoscaling.simulator.scenario import BootTimes, Scenario
 from autoscaling.simulator.traffic import Traffic
+from autoscaling.squares import SquareSums
 from deployments.gpu_performance import load_rows
 from deployments.spec import PoolSpec
 
@@ -129,11 +132,7 @@ def _find_mean_boot_s(boot: BootTimes) -> float:
 
 def _find_replica_rps(traffic: Traffic, scenario: Scenario) -> dict[str, float]:
     """Return each pool's requests a second and replica, as the brain finds them."""
-    count = max(1, len(traffic.requests))
-    lengths = Lengths(
-        sum(request.prompt_tokens for request in traffic.requests) / count,
-        sum(request.output_tokens for request in traffic.requests) / count,
-    )
+    lengths = _find_lengths(traffic)
     rows = load_rows()
     return {
         pool.name: find_rps(
@@ -144,6 +143,37 @@ def _find_replica_rps(traffic: Traffic, scenario: Scenario) -> dict[str, float]:
         )
         for pool in scenario.model.pools
     }
+
+
+def _find_variation(traffic: Traffic, scenario: Scenario) -> float:
+    """Return how much a request's work varies, on the pool on which the brain looks at it."""
+    pool = min(scenario.model.pools, key=lambda pool: (not pool.owned, pool.name))
+    return find_variation(
+        load_rows()[scenario.gpu_rows[pool.name]].to_decode_performance(),
+        _find_lengths(traffic),
+        slots=pool.slots,
+        tpot_s_max=scenario.slo.tpot_s,
+    )
+
+
+def _find_lengths(traffic: Traffic) -> Lengths:
+    """Return the mean request; whole prompts, as what a cache will spare isn't in a trace."""
+    prompts = [request.prompt_tokens for request in traffic.requests]
+    outputs = [request.output_tokens for request in traffic.requests]
+    count = max(1, len(traffic.requests))
+    sums = SquareSums(
+        count,
+        sum(prompts),
+        sum(tokens**2 for tokens in prompts),
+        sum(outputs),
+        sum(tokens**2 for tokens in outputs),
+    )
+    return Lengths(
+        sum(prompts) / count,
+        sum(outputs) / count,
+        read_variation=sums.read_variation,
+        output_variation=sums.output_variation,
+    )
 
 
 def _rent(pool: PoolSpec, scenario: Scenario, traffic: Traffic, *, seed: int) -> Rental:
@@ -170,12 +200,16 @@ def _find_need(traffic: Traffic, scenario: Scenario, *, owned_rps: float, lead_s
         number = min(bins - 1, int(request.arrival_s / BIN_S))
         every[number] += 1
         leaving[number] += not request.is_restricted
-    ttft_s = scenario.slo.ttft_s
+    add_room = partial(
+        find_capacity,
+        ttft_s_max=scenario.slo.ttft_s,
+        variation=_find_variation(traffic, scenario),
+    )
     found: list[float] = []
     for number, (begin_s, end_s) in enumerate(pairwise(edges_s)):
-        all_rps = find_capacity(every[number] / (end_s - begin_s), ttft_s_max=ttft_s)
+        all_rps = add_room(every[number] / (end_s - begin_s))
         # What must stay makes no need: what may leave is all that rented replicas can be given.
-        most_rps = find_capacity(leaving[number] / (end_s - begin_s), ttft_s_max=ttft_s)
+        most_rps = add_room(leaving[number] / (end_s - begin_s))
         needed_rps = max(0.0, min(most_rps, all_rps - owned_rps))
         found.append(needed_rps if end_s > lead_s else 0.0)
     return _Need(tuple(found), edges_s)

@@ -257,7 +257,10 @@ class Fleet:
         served.requests += 1
         served.prompt_tokens += request.prompt_tokens
         served.output_tokens += request.output_tokens
-        served.cached_tokens += live.work.cached_tokens or 0
+        cached = live.work.cached_tokens or 0
+        served.cached_tokens += cached
+        served.read_tokens_squared += (request.prompt_tokens - cached) ** 2
+        served.output_tokens_squared += request.output_tokens**2
         served.hold_s += now_s - live.submitted_s + way_s
         served.decode_tokens += steps
         served.decode_s += now_s - first_s

@@ -68,6 +68,8 @@ class PoolTally:
     decode_tokens: int = 0
     decode_s: float = 0.0
     cached_tokens: int = 0
+    read_tokens_squared: int = 0
+    output_tokens_squared: int = 0
 
     def as_served(self) -> Served:
         """The counts as a gateway would report them now."""
@@ -81,6 +83,8 @@ class PoolTally:
             decode_tokens=self.decode_tokens,
             decode_s=self.decode_s,
             cached_tokens=self.cached_tokens,
+            read_tokens_squared=self.read_tokens_squared,
+            output_tokens_squared=self.output_tokens_squared,
         )
 
 

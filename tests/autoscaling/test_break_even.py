@@ -1,6 +1,8 @@
 """Dollars against late requests, worked out by hand."""
 
 import math
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 
@@ -157,9 +159,47 @@ def test_without_the_comparison_any_late_request_is_worth_a_node() -> None:
 def test_the_room_left_is_the_same_however_large_the_capacity_is() -> None:
     """exp(-room x 2 s) = 1/20 of those that wait: ln(20) / 2 = 1.5 a second."""
     for rps in (10.0, 1000.0):
-        assert rps - leave_room(rps, ttft_s_max=2.0) == pytest.approx(
+        assert rps - leave_room(rps, ttft_s_max=2.0, variation=1.0) == pytest.approx(
             -math.log(_LATE_RATIO_MAX) / 2
         )
+
+
+@pytest.mark.parametrize(
+    ("variation", "times"),
+    [(0.0, 0.5), (1.0, 1.0), (3.0, 2.0)],
+    ids=["constant", "exponential", "heavy tail"],
+)
+def test_the_more_work_varies_the_more_room_is_left(variation: float, times: float) -> None:
+    """(1 + C2) / 2 of the 1.5 requests a second that exponential work needs."""
+    room = math.log(20) / 2 * times
+    assert 10 - leave_room(10.0, ttft_s_max=2.0, variation=variation) == pytest.approx(room)
+
+
+def wait_in_line(rate: float, works: Sequence[float], *, longer_than_s: float) -> float:
+    """The share of those that wait at all that wait longer, of 200,000 at random at one server."""
+    chance = random.Random(7)
+    wait_s, waited, late = 0.0, 0, 0
+    for _ in range(200_000):
+        wait_s = max(0.0, wait_s + chance.choice(works) - chance.expovariate(rate))
+        waited += wait_s > 0
+        late += wait_s > longer_than_s
+    return late / waited
+
+
+@pytest.mark.parametrize(
+    ("works", "variation"),
+    [([0.1], 0.0), ([0.05] * 9 + [0.55], 2.25)],
+    ids=["constant", "one in ten is long"],
+)
+def test_one_in_twenty_of_those_that_wait_in_a_line_waits_too_long(
+    works: Sequence[float], variation: float
+) -> None:
+    """Ten a second are done of both; long ones vary by 9/10 x 0.05^2 + 1/10 x 0.45^2 over 0.1^2.
+
+    Kingman's tail is exact in the limit of a full line only: hence the width.
+    """
+    rate = leave_room(10.0, ttft_s_max=2.0, variation=variation)
+    assert wait_in_line(rate, works, longer_than_s=2.0) == pytest.approx(0.05, abs=0.015)
 
 
 def test_those_queued_that_still_wait_when_it_comes_are_spared_too() -> None:
@@ -180,10 +220,13 @@ def test_what_a_site_charges_for_answers_is_part_of_the_cost() -> None:
 
 
 def test_no_more_than_half_of_a_capacity_is_left_free() -> None:
-    assert leave_room(1.0, ttft_s_max=2.0) == 0.5
-    assert leave_room(0.0, ttft_s_max=2.0) == 0.0
+    for variation in (1.0, 9.0):
+        assert leave_room(1.0, ttft_s_max=2.0, variation=variation) == 0.5
+    assert leave_room(0.0, ttft_s_max=2.0, variation=1.0) == 0.0
 
 
 @pytest.mark.parametrize("rps", [0.3, 2.0, 40.0])
-def test_the_capacity_a_rate_needs_leaves_that_rate_its_room(rps: float) -> None:
-    assert leave_room(find_capacity(rps, ttft_s_max=2.0), ttft_s_max=2.0) == pytest.approx(rps)
+@pytest.mark.parametrize("variation", [0.0, 1.0, 4.0])
+def test_the_capacity_a_rate_needs_leaves_that_rate_its_room(rps: float, variation: float) -> None:
+    needed = find_capacity(rps, ttft_s_max=2.0, variation=variation)
+    assert leave_room(needed, ttft_s_max=2.0, variation=variation) == pytest.approx(rps)

@@ -52,7 +52,14 @@ def names(found: Burst) -> list[str]:
 def test_owned_gpus_of_different_speeds_add_up_as_work() -> None:
     """An A100 of 3 and an L40S of 1 begin 4 a second, less the room that keeps waits short."""
     found = burst(Capacity(A100, 1, 0), Capacity(OWNED_L40S, 1, 0), rps=1)
-    assert found.outlook.owned_rps == pytest.approx(leave_room(4.0, ttft_s_max=10.0))
+    assert found.outlook.owned_rps == pytest.approx(leave_room(4.0, ttft_s_max=10.0, variation=1.0))
+
+
+def test_requests_that_vary_more_leave_less_of_owned_replicas_to_plan_with() -> None:
+    """2.6 a second of 3: with C2 of 5 the room is three times 0.3, and one more is rented."""
+    capacities = (Capacity(A100, 1, 0), Capacity(CLOUD, 0, 4))
+    assert names(burst(*capacities, rps=2.6)) == []
+    assert names(burst(*capacities, rps=2.6, variation=5.0)) == ["cloud"]
 
 
 def test_owned_replicas_that_could_still_be_raised_count_before_the_cloud() -> None:
@@ -176,7 +183,7 @@ def test_the_reason_names_the_work_the_end_the_cold_start_and_both_sides_of_the_
     text = say_raise(found, found.choose_more(), waiting=26, now_s=1000.0)
     queued, over, cold, money = text.split(", ")
     assert queued == "26 queued = 10 s of work"
-    over_rps = 5 - leave_room(3.0, ttft_s_max=10.0)
+    over_rps = 5 - leave_room(3.0, ttft_s_max=10.0, variation=1.0)
     assert over.startswith(f"{over_rps:.1f} req/s over capacity until ~00:2")
     assert cold == "cold start 40 s"
     assert money.startswith("$0.10 against 5")

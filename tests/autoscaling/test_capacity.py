@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscaling.capacity import Lengths, find_batch, find_pace_s, find_rps
+from autoscaling.capacity import Lengths, find_batch, find_pace_s, find_rps, find_variation
 from deployments.continuous_batching import Performance
 from deployments.gpu_performance import find_row
 
@@ -71,6 +71,37 @@ def test_what_is_cached_of_a_prompt_takes_memory_all_the_same() -> None:
 
 def test_more_cached_than_there_was_costs_nothing_and_earns_nothing() -> None:
     assert replace(LENGTHS, cached_tokens=101).read_tokens == 0
+
+
+def vary(lengths: Lengths, *, read: float, output: float) -> float:
+    """The variation of work at 10 ms a prompt token, five at once."""
+    slow = replace(PLAIN, prefill_per_token_s=0.01)
+    varied = replace(lengths, read_variation=read, output_variation=output)
+    return find_variation(slow, varied, slots=5, tpot_s_max=9)
+
+
+def test_the_variation_of_work_is_that_of_its_parts_by_what_they_cost() -> None:
+    """100 tokens read: 1 s and a slot's fifth of it; 10 put out at (1 + 5 x 0.1) / 5 s: 3 s.
+
+    (4 x 1.2^2 + 1 x 3^2) / 4.2^2.
+    """
+    assert vary(LENGTHS, read=4, output=1) == pytest.approx((4 * 1.2**2 + 3**2) / 4.2**2, rel=0.01)
+
+
+def test_requests_of_one_length_are_work_that_does_not_vary() -> None:
+    assert vary(LENGTHS, read=0, output=0) == 0
+
+
+def test_where_nothing_is_put_out_work_varies_as_what_is_read() -> None:
+    assert vary(Lengths(10_000, 1), read=3, output=1) == pytest.approx(3, rel=0.02)
+
+
+def test_unknown_variation_is_that_of_exponential_work() -> None:
+    assert find_variation(PLAIN, LENGTHS, slots=5, tpot_s_max=9) == 1
+
+
+def test_one_odd_request_makes_no_variation_without_bounds() -> None:
+    assert vary(Lengths(10_000, 1), read=100, output=1) == 9
 
 
 @pytest.mark.parametrize("name", ROWS)

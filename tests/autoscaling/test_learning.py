@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from autoscaling.capacity import Lengths, find_pace_s, find_rps
+from autoscaling.capacity import Lengths, find_pace_s, find_rps, find_variation
 from autoscaling.learning import (
     _FULL_WEIGHT,
     Learned,
     LengthSums,
     PoolSpeed,
     estimate_rps,
+    estimate_variation,
     find_performance,
     learn,
 )
@@ -34,6 +35,8 @@ def times(served: Served, count: int) -> Served:
         decode_tokens=served.decode_tokens * count,
         decode_s=served.decode_s * count,
         cached_tokens=served.cached_tokens * count,
+        read_tokens_squared=served.read_tokens_squared * count,
+        output_tokens_squared=served.output_tokens_squared * count,
     )
 
 
@@ -135,6 +138,52 @@ def test_a_pace_that_fits_what_was_read_corrects_nothing() -> None:
     )
     learned = teach(TABLED, bins=5, streams=5, batch=batch)
     assert learned.speeds["onprem"].ratio == 1.0
+
+
+# Of each batch's 20 prompts 19 have 50 tokens, one 1,050; all outputs have 50.
+VARIED = replace(BATCH, read_tokens_squared=19 * 50**2 + 1050**2, output_tokens_squared=20 * 50**2)
+
+
+def test_how_much_work_varies_is_learned_from_squares() -> None:
+    """A mean of 100 and squares of 57,500: C2 of what is read is 4.75."""
+    mean = teach(TABLED, bins=3, batch=VARIED).lengths.mean
+    assert mean is not None
+    assert (mean.read_variation, mean.output_variation) == pytest.approx((4.75, 0))
+
+
+def test_work_varies_as_on_the_first_owned_pool_with_a_known_speed() -> None:
+    learned = teach(TABLED, bins=3, batch=VARIED)
+    mean, performance = learned.lengths.mean, find_performance(TABLED)
+    assert mean is not None
+    assert performance is not None
+    slots = TABLED.slots_per_replica
+    expected = find_variation(performance, mean, slots=slots, tpot_s_max=0.1)
+    assert 0 < expected < 4.75
+    rented = replace(TABLED, owned=False, gpu_row="l40s-8b")
+    for pools in ([TABLED], [PLAIN, TABLED], [rented, TABLED]):
+        assert estimate_variation(learned, pools, tpot_s_max=0.1) == expected
+
+
+def test_without_squares_lengths_or_speeds_work_varies_as_exponential_work_does() -> None:
+    varied = teach(TABLED, bins=3, batch=VARIED)
+    assert estimate_variation(teach(TABLED, bins=3), [TABLED], tpot_s_max=0.1) == 1
+    assert estimate_variation(Learned(), [TABLED], tpot_s_max=0.1) == 1
+    assert estimate_variation(varied, [PLAIN], tpot_s_max=0.1) == 1
+    assert estimate_variation(varied, [], tpot_s_max=0.1) == 1
+
+
+def test_an_older_gateways_answers_change_no_variation() -> None:
+    """Two gateways answer the same; only one says its squares."""
+    learned = Learned()
+    for second in range(21):
+        now_s = float(second)
+        batches = [("a", VARIED), ("b", replace(BATCH, prompt_tokens=90_000))]
+        seen = [report(TABLED, times(b, second // 10), at_s=now_s, gateway=g) for g, b in batches]
+        learned = learn(learned, seen, "m", now_s=now_s, keep_s=600)
+    mean = learned.lengths.mean
+    assert mean is not None
+    assert mean.prompt_tokens == pytest.approx(92_000 / 40)
+    assert mean.read_variation == pytest.approx(4.75)
 
 
 def test_the_table_tells_the_speed_of_a_row_until_measurements_do() -> None:

@@ -37,6 +37,15 @@ MODEL = ModelSignal(
     oldest_wait_s=1.0,
     pools=(POOL,),
 )
+# Two requests: 10 and 4 tokens read, 3 and 7 put out.
+ANSWERED = Served(
+    requests=2,
+    prompt_tokens=20,
+    cached_tokens=6,
+    output_tokens=10,
+    read_tokens_squared=116,
+    output_tokens_squared=58,
+)
 OFFER = Offer(
     name="cloud_gpu",
     site="cloud",
@@ -136,6 +145,45 @@ def test_absurd_signals_are_a_doubt_and_no_number_of_theirs_is_used(
             replace(MODEL, pools=(replace(POOL, served=Served(prompt_tokens=3, cached_tokens=4)),)),
             "4 of 3 prompt tokens of cloud-l4-on_demand were cached",
         ),
+        (
+            replace(MODEL, pools=(replace(POOL, served=replace(ANSWERED, requests=1)),)),
+            (
+                "read_tokens_squared of cloud-l4-on_demand is 116, which isn't that of 1 requests "
+                "with 14 tokens"
+            ),
+        ),
+        (
+            replace(MODEL, pools=(replace(POOL, served=replace(ANSWERED, cached_tokens=0)),)),
+            (
+                "read_tokens_squared of cloud-l4-on_demand is 116, which isn't that of 2 requests "
+                "with 20 tokens"
+            ),
+        ),
+        (
+            replace(
+                MODEL, pools=(replace(POOL, served=replace(ANSWERED, read_tokens_squared=197)),)
+            ),
+            (
+                "read_tokens_squared of cloud-l4-on_demand is 197, which isn't that of 2 requests "
+                "with 14 tokens"
+            ),
+        ),
+        (
+            replace(
+                MODEL, pools=(replace(POOL, served=replace(ANSWERED, output_tokens_squared=-1)),)
+            ),
+            (
+                "output_tokens_squared of cloud-l4-on_demand is -1, which isn't that of 2 requests "
+                "with 10 tokens"
+            ),
+        ),
+        (
+            replace(MODEL, pools=(replace(POOL, served=Served(read_tokens_squared=10**400)),)),
+            (
+                f"read_tokens_squared of cloud-l4-on_demand is {10**400}, which isn't that of 0 "
+                "requests with 0 tokens"
+            ),
+        ),
         (replace(MODEL, ttft_s_max=0.0), "ttft_s_max is 0, which isn't a time"),
         (replace(MODEL, tpot_s_max=math.nan), "tpot_s_max is nan, which isn't a time"),
         (
@@ -149,6 +197,11 @@ def test_absurd_signals_are_a_doubt_and_no_number_of_theirs_is_used(
         "nan",
         "huge",
         "more cached than all",
+        "squares of fewer requests",
+        "squares of fewer tokens",
+        "squares above those of one request",
+        "negative squares",
+        "squares of nothing",
         "no ttft",
         "nan tpot",
         "infinite price",
@@ -159,6 +212,22 @@ def test_counters_and_objectives_that_cannot_be_true_are_a_doubt(
 ) -> None:
     """The brain takes differences and ratios of them: one NaN would spoil what it learned."""
     assert look(report(model)) == (ModelView("smol", (), doubt=f"absurd signals: {doubt}"),)
+
+
+@pytest.mark.parametrize(
+    "served",
+    [
+        ANSWERED,
+        replace(ANSWERED, read_tokens_squared=14**2),
+        replace(ANSWERED, read_tokens_squared=14**2 // 2),
+        replace(ANSWERED, read_tokens_squared=0, output_tokens_squared=0),
+        Served(10**12, 10**15, 0, read_tokens_squared=10**20),
+    ],
+    ids=["as it was", "all in one", "equal parts", "an older gateway", "years of long prompts"],
+)
+def test_squares_that_can_be_true_are_no_doubt(served: Served) -> None:
+    (model,) = look(report(replace(MODEL, pools=(replace(POOL, served=served),))))
+    assert model.doubt is None
 
 
 def test_a_model_that_fresh_signals_no_longer_list_is_gone() -> None:

@@ -22,9 +22,15 @@ def settled(**changes: Any) -> Settled:
 @pytest.mark.parametrize(
     ("request_", "expected"),
     [
-        (STREAM, Served(1, 100, 10, 2.5, 1, 1.0, 9, 2.0, 0.5)),
-        (settled(first_token_s=None), Served(1, 100, 10, 2.5)),
-        (settled(output_tokens=1), Served(1, 100, 1, 2.5, 1, 1.0, waited_s=0.5)),
+        (STREAM, Served(1, 100, 10, 2.5, 1, 1.0, 9, 2.0, 0.5, 0, 10_000, 100)),
+        (
+            settled(first_token_s=None),
+            Served(1, 100, 10, 2.5, read_tokens_squared=10_000, output_tokens_squared=100),
+        ),
+        (
+            settled(output_tokens=1),
+            Served(1, 100, 1, 2.5, 1, 1.0, 0, 0.0, 0.5, 0, 10_000, 1),
+        ),
         (settled(output_tokens=None), Served(first_tokens=1, ttft_s=1.0, waited_s=0.5)),
         (settled(output_tokens=10**9), Served(first_tokens=1, ttft_s=1.0, waited_s=0.5)),
         (settled(prompt_tokens=-3), Served(first_tokens=1, ttft_s=1.0, waited_s=0.5)),
@@ -47,13 +53,24 @@ def test_the_cached_part_of_a_prompt_counts_where_it_can_be_true(
     """Of 100 tokens; an absurd part spoils no length, and is taken for none."""
     tally = ServedTally()
     tally.note("onprem", settled(cached_tokens=cached))
-    assert tally.read("onprem") == Served(1, 100, 10, 2.5, 1, 1.0, 9, 2.0, 0.5, counted)
+    assert tally.read("onprem") == Served(
+        1, 100, 10, 2.5, 1, 1.0, 9, 2.0, 0.5, counted, (100 - counted) ** 2, 100
+    )
 
 
 def test_an_answer_without_its_lengths_adds_no_cached_part() -> None:
     tally = ServedTally()
     tally.note("onprem", settled(output_tokens=None, cached_tokens=60))
     assert tally.read("onprem").cached_tokens == 0
+
+
+def test_squares_are_of_each_request_and_of_what_was_read_of_it() -> None:
+    """40 of 100 tokens read, then all of 100: 1,600 + 10,000, and 100 + 400 of the outputs."""
+    tally = ServedTally()
+    for request in (settled(cached_tokens=60), settled(output_tokens=20)):
+        tally.note("onprem", request)
+    served = tally.read("onprem")
+    assert (served.read_tokens_squared, served.output_tokens_squared) == (11_600, 500)
 
 
 def test_pools_are_counted_apart_and_only_grow() -> None:

@@ -59,13 +59,14 @@ def test_signals_survive_encoding_and_decoding(
     assert decode_signals(encode_signals(signals)) == signals
 
 
-def test_a_gateway_of_an_older_version_reports_no_cached_tokens() -> None:
+def test_a_gateway_of_an_older_version_reports_no_cached_tokens_and_no_squares() -> None:
     """While a cluster is updated both speak to one autoscaler; others stay as they are."""
-    served = Served(requests=1, prompt_tokens=100, cached_tokens=60)
+    served = Served(requests=1, prompt_tokens=100, cached_tokens=60, read_tokens_squared=1600)
     pool = PoolSignal("p", "onprem", True, "cpu", "owned", 1, 16, 0, 2, 1, 3, served=served)  # noqa: FBT003 - as read
     signals = GatewaySignals("g", 1.0, (ModelSignal("m", "m", 1, 2, 3, 3, 0.0, (pool,)),))
     older = json.loads(encode_signals(signals))
-    del older["models"][0]["pools"][0]["served"]["cached_tokens"]
+    for name in ("cached_tokens", "read_tokens_squared", "output_tokens_squared"):
+        del older["models"][0]["pools"][0]["served"][name]
     (model,) = decode_signals(json.dumps(older).encode()).models
     assert model.pools[0].served == Served(requests=1, prompt_tokens=100)
 

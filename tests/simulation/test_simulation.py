@@ -122,6 +122,9 @@ def test_the_gateway_counts_what_came_and_what_each_pool_answered(
     assert sum(one.output_tokens for one in served) == sum(
         one.output_tokens for one in traffic.requests
     )
+    assert sum(one.output_tokens_squared for one in served) == sum(
+        one.output_tokens**2 for one in traffic.requests
+    )
     assert all(pool.gpu_row in {"a100-80-8b", "l40s-8b"} for pool in last.pools)
     arrived = [model.arrived for model in models]
     assert arrived == sorted(arrived)
@@ -148,16 +151,18 @@ def test_the_gateway_counts_what_of_repeated_prompts_was_not_read(
     replicas = max(sum(pool.running for pool in signals.pools) for signals in policy.heard)
     reused = sum(one.cached_tokens for one in served) / (11 * BLOCK_TOKENS)
     assert reused == len(traffic.requests) - replicas
+    whole, last = (12 * BLOCK_TOKENS) ** 2, BLOCK_TOKENS**2
+    squares = sum(one.read_tokens_squared for one in served)
+    assert squares == replicas * whole + (len(traffic.requests) - replicas) * last
 
 
 class _Unaware(TidegatePolicy):
-    """Is told nothing of what was cached."""
+    """Is told nothing of what was cached, as by an older gateway."""
 
     def observe(self, signals: Signals) -> Wish:
         (model,) = signals.gateway.models
-        pools = tuple(
-            replace(pool, served=replace(pool.served, cached_tokens=0)) for pool in model.pools
-        )
+        less = {"cached_tokens": 0, "read_tokens_squared": 0, "output_tokens_squared": 0}
+        pools = tuple(replace(pool, served=replace(pool.served, **less)) for pool in model.pools)
         gateway = replace(signals.gateway, models=(replace(model, pools=pools),))
         return super().observe(replace(signals, gateway=gateway))
 
@@ -174,7 +179,7 @@ def test_nothing_is_rented_for_prompts_that_need_not_be_read(
         for pool in scenario.model.pools
     )
     running = replace(scenario, model=scenario.model.model_copy(update={"pools": pools}))
-    traffic = repeat_prefix(make_traffic("steady", mean_rps=6.0, duration_s=240.0))
+    traffic = repeat_prefix(make_traffic("steady", mean_rps=5.0, duration_s=240.0))
     aware = Simulation(traffic, running, TidegatePolicy(EAGER), seed=1).run()
     unaware = Simulation(traffic, running, _Unaware(EAGER), seed=1).run()
     assert (aware.launches, aware.slo_attainment) == (0, 1.0)
