@@ -261,7 +261,7 @@ def test_the_head_and_a_host_are_tried_both_ways(
 
 
 def build_hybrid_settings(raw: dict[str, Any], host: SshdHost) -> ClusterSettings:
-    """Return the shipped file with one host, the head, and free ports."""
+    """Return the shipped file with one host, the head, and ports that are free."""
     backend = raw["provider"]["sites"]["onprem"]["backend"]
     site = build_ssh_settings([host])
     backend["ssh"] |= {"user": site.ssh.user, "private_key": site.ssh.private_key}
@@ -275,5 +275,6 @@ def build_hybrid_settings(raw: dict[str, Any], host: SshdHost) -> ClusterSetting
     )
     for node_type in ("onprem_l40s", "onprem_a100"):
         raw["available_node_types"][node_type] |= {"min_workers": 0, "max_workers": 0}
-    raw["provider"]["ports"] |= {"gcs": 36379, "nodes": 36410, "workers": 37000}
+    # Below those that the kernel gives to outgoing connections of whatever else runs here.
+    raw["provider"]["ports"] |= {"gcs": 28379, "nodes": 28410, "workers": 29000}
     return parse_cluster_config(raw)
