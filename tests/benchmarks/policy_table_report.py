@@ -95,7 +95,7 @@ def _render_row(trace: str, scenario: str, name: str, rows: Sequence[dict[str, A
 
 
 def _judge(policies: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Return one line for each goal: met, or missed with what was found."""
+    """Return one line for each goal, met or missed with what was found, and for foresight."""
     mean = {
         name: (
             statistics.fmean(row["figures"]["slo_attainment"] for row in rows),
@@ -124,6 +124,12 @@ def _judge(policies: dict[str, list[dict[str, Any]]]) -> list[str]:
         ratio = f", {usd / bound_usd:.2f} times" if bound_usd >= 0.01 else ""
         found.append(
             f"{_word(is_met)} 1.25 x the bound: ${usd:.2f} against ${bound_usd:.2f}{ratio}"
+        )
+    if "foresight" in mean:
+        knowing, knowing_usd = mean["foresight"]
+        found.append(
+            f"beside foresight, which knows all arrivals: ${usd:.2f} against ${knowing_usd:.2f}, "
+            f"{attained:.1%} in time against {knowing:.1%}"
         )
     return found
 
