@@ -28,6 +28,8 @@ from tests.deployments.replica_hosts import (
 
 POOL = "onprem-cpu-owned"
 GONE_S_MAX = 10.0
+# In order: Serve asks the replica to stop, which ends its engine, and only then the replica goes.
+TAKEN_DOWN_S_MAX = 45.0
 
 pytestmark = pytest.mark.ray
 
@@ -126,13 +128,15 @@ def test_a_pool_that_is_taken_down_leaves_no_process(vllm_host: PoolHost) -> Non
     found = vllm_host.wait_for_replica(POOL)
     mark, _ = vllm_host.find_engine()
     vllm_host.delete_pools()
-    assert_gone(mark, found["pid"], since_s=time.monotonic())
+    assert_gone(mark, found["pid"], since_s=time.monotonic(), within_s=TAKEN_DOWN_S_MAX)
 
 
-def assert_gone(mark: str, replica_pid: int, *, since_s: float) -> None:
-    """Nothing of a replica is left ten seconds after it was hit."""
+def assert_gone(
+    mark: str, replica_pid: int, *, since_s: float, within_s: float = GONE_S_MAX
+) -> None:
+    """Nothing of a replica is left soon after it was hit."""
     while left := [*list_marked(MARK_REPLICA, mark), *find_process(replica_pid)]:
-        assert time.monotonic() < since_s + GONE_S_MAX, f"still there: {left}"
+        assert time.monotonic() < since_s + within_s, f"still there: {left}"
         time.sleep(0.1)
 
 
