@@ -8,10 +8,11 @@ what lies above is a rise. Three things are asked of the past:
   last five minutes where that is more than chance. A slope alone can announce a rise.
 - How long it lasts: a rise that has lasted d seconds lasts another t with chance d / (d + t), until
   the lengths of earlier rises say better: each counts as much as this first guess.
-- Whether rises return: a quiet of q seconds ends within another t with chance t / (q + t), until
-  earlier gaps between rises say better: each that was longer counts as much as this guess. So what
-  waits for the next rise costs about what missing it would cost, at most, before it goes home. A
-  first rise keeps nothing waiting for a second.
+- Whether rises return: for what is there already, a quiet of q seconds ends within another t with
+  chance t / (q + t), until earlier gaps between rises say better: each that was longer counts as
+  much as this guess. So what waits for the next rise costs about what missing it would cost, at
+  most, before it goes home. Something new is rented in a quiet only while it is shorter than gaps
+  were. A first rise keeps nothing waiting for a second.
 
 What is over is what may leave: what must stay takes owned capacity first and makes no excess. Pure.
 """
@@ -78,12 +79,12 @@ class Outlook:
         if window.length_s <= 0 or not (rise.now or rise.gaps_s):
             return 0.0
         over_now = self._spare(rise.now, more_rps)
-        chance = rise.chance_of_return(window.begins_s + window.length_s)
         if window.is_kept:
             begun_s = BIN_S * len(rise.onsets) / (len(rise.gaps_s) + 1)
+            chance = rise.chance_of_return(window.length_s)
             over_past = self._spare(rise.onsets, more_rps) * begun_s * chance / window.length_s
         else:
-            over_past = self._spare(rise.past, more_rps) * chance
+            over_past = self._spare(rise.past, more_rps) * rise.chance_of_more
         rising_s = rise.expect_rising_s(window)
         if not window.is_kept and not rise.is_on:
             rising_s = 0.0
@@ -121,6 +122,15 @@ class Rise:
     quiet_s: float = 0.0
     gaps_s: tuple[float, ...] = ()
 
+    @property
+    def chance_of_more(self) -> float:
+        """The chance (0-1) that rises go on coming as they did.
+
+        The share of gaps longer than the quiet so far, one more that never ends counted in.
+        """
+        longer = sum(gap_s > self.quiet_s for gap_s in self.gaps_s)
+        return longer / (longer + 1)
+
     def chance_of_return(self, within_s: float) -> float:
         """The chance (0-1) that the next rise begins so soon; none after a first rise.
 
@@ -130,7 +140,7 @@ class Rise:
         if not self.gaps_s:
             return 0.0
         if self.quiet_s <= 0:
-            return len(self.gaps_s) / (len(self.gaps_s) + 1)
+            return self.chance_of_more
         guess = within_s / (self.quiet_s + within_s)
         longer = [gap_s for gap_s in self.gaps_s if gap_s > self.quiet_s]
         soon = sum(gap_s <= self.quiet_s + within_s for gap_s in longer)

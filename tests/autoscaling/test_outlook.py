@@ -110,6 +110,13 @@ def test_a_quiet_that_has_lasted_goes_on_unless_longer_gaps_ended_soon() -> None
     assert replace(rise, gaps_s=()).chance_of_return(100.0) == 0, "a first rise"
 
 
+def test_new_replicas_wait_for_the_next_rise_only_while_gaps_were_longer() -> None:
+    """Of gaps of 50, 100 and 300 s two are longer than 60 s of quiet, and one more never ends."""
+    rise = Rise(quiet_s=60.0, gaps_s=(50.0, 100.0, 300.0))
+    assert rise.chance_of_more == pytest.approx(2 / 3)
+    assert replace(rise, quiet_s=400.0).chance_of_more == 0
+
+
 def test_rises_that_return_keep_a_replica_for_their_beginnings_only() -> None:
     """Four rises of 10 bins each 30 bins; a node is back after 3 bins, so only 3 of 10 are missed.
 
@@ -210,6 +217,7 @@ def test_chances_are_chances_lasting_falls_with_time_and_returning_grows(
     rise = outlook(*bins).over(level_rps)
     soon, by_then = rise.chance_of_return(sooner_s), rise.chance_of_return(sooner_s + by_s)
     assert 0 <= soon <= by_then <= 1
+    assert 0 <= rise.chance_of_more <= 1
     sooner, later = rise.chance_of_lasting(sooner_s), rise.chance_of_lasting(sooner_s + by_s)
     assert 0 <= later <= sooner <= 1
     assert rise.expected_rest_s() >= BIN_S
