@@ -116,6 +116,12 @@ def test_replicas_are_needed_from_the_last_one_on() -> None:
     assert found.count_needed("cloud") == 2
 
 
+def test_the_dearer_ones_are_those_that_are_not_needed() -> None:
+    """1.5 over 2.7: two on spot are enough, so it is two on demand that may go."""
+    found = burst(Capacity(A100, 1, 0), Capacity(SPOT, 2, 0), Capacity(CLOUD, 2, 0), rps=4.2)
+    assert (found.count_needed("spot"), found.count_needed("cloud")) == (2, 0)
+
+
 def test_none_is_needed_when_owned_capacity_does() -> None:
     assert burst(Capacity(A100, 1, 0), Capacity(CLOUD, 4, 0), rps=1).count_needed("cloud") == 0
 
