@@ -24,7 +24,8 @@ from deployments.header_names import (
     SITE_HEADER,
 )
 from deployments.metrics import NOWHERE, GatewayMetrics
-from deployments.model_queue import HeldSlot, ModelQueue, count_by_class
+from deployments.model_desk import ModelDesk
+from deployments.model_queue import HeldSlot
 from deployments.refusals import (
     BrokenStreamError,
     EngineRefusedError,
@@ -41,8 +42,8 @@ from deployments.residency import (
     grant_permit,
     parse_data_class,
 )
-from deployments.served_tally import ServedTally, Settled
-from deployments.signals import GatewaySignals, ModelSignal, PoolSignal
+from deployments.served_tally import Settled
+from deployments.signals import GatewaySignals
 from deployments.spec import ModelSpec
 from deployments.sse import BrokenEventError, EventRelay, render_event
 from deployments.upstream import Exchange, ReplicaFailedError, Upstream
@@ -83,15 +84,6 @@ class Call(Protocol):
     async def read(self) -> CompletionBase:
         """The request itself; read only once it is known who asks. Raises RequestRefusedError."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class ModelDesk:
-    """One model with its queue."""
-
-    spec: ModelSpec
-    queue: ModelQueue
-    served: ServedTally = field(default_factory=ServedTally)
 
 
 @dataclass
@@ -290,7 +282,7 @@ class Gateway:
 
     def observe_signals(self, *, gateway: str, now_s: float) -> GatewaySignals:
         """What the autoscaler may know of this gateway; updates its own gauges on the way."""
-        models = tuple(self._signal_of(desk) for desk in self._desks.values())
+        models = tuple(desk.observe(self.metrics) for desk in self._desks.values())
         return GatewaySignals(gateway, now_s, models)
 
     def stop_routing(self, closing: Mapping[str, Sequence[str]]) -> None:
@@ -402,58 +394,6 @@ class Gateway:
             cached_tokens=record.usage.cached_tokens,
         )
         desk.served.note(record.slot.address.pool, settled)
-
-    def _signal_of(self, desk: ModelDesk) -> ModelSignal:
-        waiting = desk.queue.list_waiting()
-        counts = count_by_class(waiting)
-        name, objective = desk.spec.name, desk.spec.objective
-        for data_class in DataClass:
-            self.metrics.waiting.labels(name, data_class.value).set(counts.get(data_class, 0))
-        oldest_s = min((waiter.arrived_s for waiter in waiting), default=None)
-        return ModelSignal(
-            model=name,
-            app=name,
-            waiting_public=counts.get(DataClass.PUBLIC, 0),
-            waiting_internal=counts.get(DataClass.INTERNAL, 0),
-            waiting_restricted=counts.get(DataClass.RESTRICTED, 0),
-            waiting_may_burst=sum(waiter.clearance.may_leave_owned for waiter in waiting),
-            oldest_wait_s=0.0 if oldest_s is None else max(0.0, time.monotonic() - oldest_s),
-            pools=tuple(self._pool_signal(desk, index) for index in range(len(desk.queue.pools))),
-            arrived=desk.queue.arrivals,
-            arrived_may_burst=desk.queue.arrivals_may_burst,
-            ttft_s_max=objective.ttft_s,
-            tpot_s_max=objective.tpot_s,
-            attainment_min=objective.attainment,
-            usd_per_late_request=objective.usd_per_late_request,
-            late=desk.served.late,
-            refused_may_burst=desk.served.refused_may_burst,
-        )
-
-    def _pool_signal(self, desk: ModelDesk, index: int) -> PoolSignal:
-        pool = desk.queue.pools[index]
-        spec = pool.spec
-        replicas = pool.list_replicas()
-        ratios = [one.kv_use_ratio for one in replicas if one.kv_use_ratio is not None]
-        streams = desk.queue.count_held(pool)
-        self.metrics.streams.labels(desk.spec.name, spec.name).set(streams)
-        return PoolSignal(
-            pool=spec.name,
-            site=spec.site,
-            owned=spec.owned,
-            accelerator=spec.accelerator,
-            market=spec.market,
-            gpus_per_replica=spec.gpus_per_replica,
-            slots_per_replica=spec.slots,
-            min_replicas=spec.min_replicas,
-            max_replicas=spec.max_replicas,
-            replicas_running=len(replicas),
-            streams_running=streams,
-            kv_use_ratio=sum(ratios) / len(ratios) if ratios else None,
-            ray_nodes=tuple(sorted(one.ray_node for one in replicas if one.ray_node)),
-            gpu_row=spec.speed_row,
-            gpu_shares=spec.gpu_shares,
-            served=desk.served.read(spec.name),
-        )
 
 
 def _is_late(record: Record, spec: ModelSpec, *, status: int, total_s: float) -> bool:

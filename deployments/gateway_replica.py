@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 
 from deployments.auth import Keyring, keys_path
-from deployments.gateway import Answer, Gateway, ModelDesk
+from deployments.gateway import Answer, Gateway
 from deployments.http_api import HttpApi
 from deployments.metrics import GatewayMetrics
+from deployments.model_desk import ModelDesk
 from deployments.model_queue import ModelQueue
 from deployments.pool_router import ServePool
 from deployments.signals import Blackboard, ClosingPools

@@ -14,9 +14,10 @@ import uvicorn
 
 from deployments.admission import QueueLimits
 from deployments.auth import Keyring, create_key
-from deployments.gateway import Gateway, ModelDesk
+from deployments.gateway import Gateway
 from deployments.http_api import HttpApi
 from deployments.metrics import GatewayMetrics
+from deployments.model_desk import ModelDesk
 from deployments.model_queue import ModelQueue
 from deployments.residency import DataClass
 from deployments.signals import ModelSignal, Served
