@@ -29,7 +29,7 @@ REFUSED_FIELDS = {
     "audio": "only text is served",
     "bad_words": "it is not supported",
     "best_of": "it multiplies work without a bound",
-    "cache_salt": "the gateway keeps prompt caches apart",
+    "cache_salt": "prompt caches are shared by all tenants of a model",
     "chat_template": "the model's own template is used",
     "chat_template_kwargs": "the model's own template is used",
     "continue_final_message": "it is not supported",
