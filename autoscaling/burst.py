@@ -24,7 +24,7 @@ from autoscaling.outlook import Outlook
 from autoscaling.snapshot import BurstPolicy, ModelView, PoolView
 
 # Half of what may be late is planned with: the other half is for what no forecast sees.
-_PLANNED_SHARE = 0.5
+PLANNED_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def look_ahead(
         all=history.all,
         may_burst=history.may_burst,
         return_s=return_s,
-        late_ratio_max=_PLANNED_SHARE * (1 - model.attainment_min),
+        late_ratio_max=PLANNED_SHARE * (1 - model.attainment_min),
         is_blind="forecast" in policy.ablated,
         queued=_count_queued(model, owned, policy),
     )

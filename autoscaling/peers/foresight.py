@@ -22,6 +22,7 @@ from functools import partial
 from itertools import pairwise
 
 from autoscaling.break_even import find_capacity
+from autoscaling.burst import PLANNED_SHARE
 from autoscaling.capacity import Lengths, find_rps, find_variation
 from autoscaling.guard import Limits
 from autoscaling.history import BIN_S
@@ -36,7 +37,6 @@ from autoscaling.squares import SquareSums
 from deployments.gpu_performance import load_rows
 from deployments.spec import PoolSpec
 
-_PLANNED_SHARE = 0.5
 _S_PER_HOUR = 3600.0
 
 
@@ -109,7 +109,7 @@ def build_foresight(traffic: Traffic, scenario: Scenario, *, seed: int) -> Fores
     stays = cover_levels(
         _list_levels(need, scenario, rentals, rps),
         ends_s=traffic.duration_s,
-        left_out_max=_PLANNED_SHARE * may_be_late,
+        left_out_max=PLANNED_SHARE * may_be_late,
     )
     return Foresight(stays)
 
